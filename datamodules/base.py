@@ -1,0 +1,299 @@
+"""What all data modules share: tokenizing, holding rows out, batches, loaders."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import cast
+
+import lightning as L
+import numpy as np
+from datasets import ClassLabel, Dataset
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from lightning_kd._checks import InputError, expected
+from lightning_kd.datamodules.batching import BucketBatchSampler, Collator, TokenizedRows
+from lightning_kd.models import check_folder
+
+__all__ = ["TransformerDataModule"]
+
+
+class TransformerDataModule(L.LightningDataModule):
+    """Texts with labels, tokenized once and served in batches of like length.
+
+    A subclass says where the rows come from (:meth:`load_split`), and in which columns the text is
+    (``text_columns``); all else is here.
+
+    Args:
+        tokenizer: Hub name or local folder; on the command line, the student's unless given.
+        max_length: Longest row in tokens; a longer one is cut, and the number of those is logged.
+        batch_size: Rows in a training batch, on each device.
+        eval_batch_size: Rows in an evaluation batch.
+        holdout_size: Rows taken out of the training split, to test on: never trained on and never used to choose a
+            checkpoint. Rows whose text equals that of a held-out row leave the training split, too.
+        max_train_rows: Train on this many rows, drawn at random.
+        num_workers: Processes that collate; 0 is fast enough for a CPU.
+        seed: Of the held-out rows, of the drawn rows and of the order of batches.
+    """
+
+    text_columns: tuple[str, ...]
+    metric_names: Sequence[str] = ("accuracy",)
+    evaluation_names: Sequence[str] = ("",)
+    #: The splits of the data set that are validated on, one for each of ``evaluation_names``.
+    validation_splits: Sequence[str] = ("validation",)
+    label_column: str = "label"
+
+    def __init__(
+        self,
+        tokenizer: str | None = None,
+        max_length: int = 128,
+        batch_size: int = 32,
+        eval_batch_size: int = 64,
+        holdout_size: int = 0,
+        max_train_rows: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in (("max_length", max_length), ("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if value < 1:
+                raise expected(name, "at least 1", value)
+        if holdout_size < 0:
+            raise expected("holdout_size", "0 or more", holdout_size)
+        self.tokenizer_source = tokenizer
+        self.max_length = max_length
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.holdout_size = holdout_size
+        self.max_train_rows = max_train_rows
+        self.num_workers = num_workers
+        self.seed = seed
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        self.label_names: list[str] | None = None
+        self._rows: dict[str, TokenizedRows] = {}
+        self._train: tuple[Dataset, NDArray[np.int64], NDArray[np.int64]] | None = None
+
+    # ---------------------------------------------------------------------------------------------- for subclasses
+
+    @abstractmethod
+    def load_split(self, split: str) -> Dataset | None:
+        """The rows of a split, or ``None`` if the data set has no such split."""
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that ``tokenizer`` names."""
+        if self.tokenizer_source is None:
+            raise InputError(
+                "Expected argument `tokenizer` to be a Hub name or a local folder, but got nothing: "
+                "give data.tokenizer, or a student with a path."
+            )
+        check_folder("data.tokenizer", self.tokenizer_source)
+        try:
+            return AutoTokenizer.from_pretrained(self.tokenizer_source, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise expected(
+                "data.tokenizer", "a Hub name or a local folder with a tokenizer", self.tokenizer_source
+            ) from error
+
+    # ---------------------------------------------------------------------------------------------- set up
+
+    def prepare_data(self) -> None:
+        """Fetch what has to be fetched, on one process of each node."""
+        self.load_split("train")
+
+    def setup(self, stage: str) -> None:
+        if self.tokenizer is None:
+            self.tokenizer = self.load_tokenizer()
+            self.label_names = self._read_label_names()
+        if stage == "fit":
+            train, kept, held_out = self._split_train()
+            self._add("train", train, kept)
+            if len(held_out):
+                self._add("test", train, held_out)
+        if stage in ("fit", "validate"):
+            for split in self.validation_splits:
+                rows = self.load_split(split)
+                if rows is None:
+                    raise InputError(f"{self._name()} has no {split!r} split to validate on.")
+                self._add(split, rows)
+        if stage == "test":
+            self._add_test()
+        if stage == "predict":
+            rows = self.load_split(self._predict_split())
+            assert rows is not None  # noqa: S101  # _predict_split names one that is there
+            self._add("predict", rows)
+
+    def _add_test(self) -> None:
+        if self.holdout_size:
+            train, _, held_out = self._split_train()
+            self._add("test", train, held_out)
+            return
+        rows = self.load_split("test")
+        if rows is None or self.label_column not in rows.column_names or min(rows[self.label_column], default=-1) < 0:
+            raise InputError(
+                f"{self._name()} has no test split with labels. Set data.holdout_size to hold rows out of the "
+                "training split, or run `validate`."
+            )
+        self._add("test", rows)
+
+    def _predict_split(self) -> str:
+        return "test" if self.load_split("test") is not None else self.validation_splits[0]
+
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def _read_label_names(self) -> list[str] | None:
+        for split in (*self.validation_splits, "train"):
+            rows = self.load_split(split)
+            if rows is not None:
+                self._check_columns(rows, split)
+                feature = rows.features[self.label_column]
+                return list(feature.names) if isinstance(feature, ClassLabel) else None
+        raise InputError(f"{self._name()} has neither a train nor a validation split.")
+
+    def _check_columns(self, rows: Dataset, split: str) -> None:
+        for column in (*self.text_columns, self.label_column):
+            if column not in rows.column_names:
+                raise InputError(
+                    f"Expected {self._name()} to have a column {column!r}, "
+                    f"but its {split} split has {', '.join(rows.column_names)}."
+                )
+
+    def _split_train(self) -> tuple[Dataset, NDArray[np.int64], NDArray[np.int64]]:
+        """The training split, the rows to train on and the rows held out."""
+        if self._train is None:
+            rows = self.load_split("train")
+            if rows is None:
+                raise InputError(f"{self._name()} has no 'train' split: it can be validated on, but not trained on.")
+            self._check_columns(rows, "train")
+            self._train = (rows, *self._hold_out(rows))
+        return self._train
+
+    def _hold_out(self, rows: Dataset) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        order = np.random.default_rng(self.seed).permutation(len(rows))
+        if self.holdout_size >= len(rows):
+            raise expected("holdout_size", f"below the {len(rows):,} rows of the training split", self.holdout_size)
+        held_out, kept = np.sort(order[: self.holdout_size]), order[self.holdout_size :]
+        if self.holdout_size:
+            texts = list(zip(*(list(rows[column]) for column in self.text_columns), strict=True))
+            taken = {texts[i] for i in held_out}
+            before = len(kept)
+            kept = np.asarray([i for i in kept if texts[i] not in taken], dtype=np.int64)
+            if len(kept) < before:
+                rank_zero_info(f"{before - len(kept):,} training rows equal a held-out row and are left out")
+        if self.max_train_rows is not None:
+            kept = kept[: self.max_train_rows]
+        return np.sort(kept), held_out
+
+    def _add(self, name: str, rows: Dataset, numbers: NDArray[np.int64] | None = None) -> None:
+        if name in self._rows:
+            return
+        self._check_columns(rows, name)
+        if not len(rows):
+            raise InputError(f"The {name} split of {self._name()} has no rows.")
+        numbers = np.arange(len(rows)) if numbers is None else numbers
+        tokenized = self._tokenize(rows, numbers)
+        if tokenized.truncated:
+            rank_zero_info(
+                f"{tokenized.truncated:,} of {len(tokenized):,} rows of {name} are cut to {self.max_length} tokens"
+            )
+        self._rows[name] = tokenized
+
+    def _tokenize(self, rows: Dataset, numbers: NDArray[np.int64]) -> TokenizedRows:
+        assert self.tokenizer is not None  # noqa: S101  # set in setup
+        chosen = rows if len(numbers) == len(rows) else rows.select(numbers)
+        texts = [list(chosen[column]) for column in self.text_columns]
+        ids: list[list[int]] = []
+        types: list[list[int]] = []
+        truncated = 0
+        for start in range(0, len(chosen), 10_000):
+            encoded = self.tokenizer(
+                *(column[start : start + 10_000] for column in texts),
+                truncation=True,
+                max_length=self.max_length,
+                padding=False,
+                return_attention_mask=False,
+            )
+            ids += encoded["input_ids"]
+            types += encoded.get("token_type_ids", [])
+            truncated += sum(bool(e.overflowing) for e in encoded.encodings or [])
+        tokens = {"input_ids": _concatenate(ids)}
+        if types:
+            tokens["token_type_ids"] = _concatenate(types)
+        labels = np.asarray(list(chosen[self.label_column]))
+        return TokenizedRows(
+            tokens=tokens,
+            offsets=np.cumsum([0, *(len(row) for row in ids)], dtype=np.int64),
+            labels=labels.astype(np.float32 if self.label_names is None else np.int64),
+            index=numbers,
+            truncated=truncated,
+        )
+
+    # ---------------------------------------------------------------------------------------------- loaders
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Rows of each split that is loaded."""
+        return {name: len(rows) for name, rows in self._rows.items()}
+
+    def texts(self, name: str) -> list[tuple[str, ...]]:
+        """The texts of a loaded split, in the order of its rows, for what reads words rather than tokens."""
+        rows = self._split_train()[0] if name in ("train", "test") and self.holdout_size else self.load_split(name)
+        chosen = cast(Dataset, rows).select(self._rows[name].index)
+        return list(zip(*(list(chosen[column]) for column in self.text_columns), strict=True))
+
+    def _loader(self, name: str, shuffle: bool = False) -> DataLoader[dict[str, Tensor]]:
+        assert self.tokenizer is not None  # noqa: S101  # set in setup
+        rows = self._rows[name]
+        trainer = self.trainer
+        sampler = BucketBatchSampler(
+            rows.lengths,
+            self.batch_size if shuffle else self.eval_batch_size,
+            shuffle,
+            self.seed,
+            trainer.world_size if trainer else 1,
+            trainer.global_rank if trainer else 0,
+        )
+        return DataLoader(
+            rows,
+            batch_size=None,
+            sampler=sampler,
+            collate_fn=Collator(rows, cast(int, self.tokenizer.pad_token_id)),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> list[DataLoader[dict[str, Tensor]]]:
+        return [self._loader(split) for split in self.validation_splits]
+
+    def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        return self._loader("predict")
+
+    def calibration_batches(self, count: int) -> list[dict[str, Tensor]]:
+        """``count`` training batches, the same for the same seed, whatever the rank and the epoch."""
+        rows = self._rows["train"]
+        assert self.tokenizer is not None  # noqa: S101  # set in setup
+        collate = Collator(rows, cast(int, self.tokenizer.pad_token_id))
+        sampler = BucketBatchSampler(rows.lengths, self.batch_size, shuffle=True, seed=self.seed)
+        return [collate(numbers) for numbers, _ in zip(sampler, range(count), strict=False)]
+
+    def evaluation_batches(self, name: str) -> list[dict[str, Tensor]]:
+        """All batches of a loaded split on this process alone, every row once."""
+        rows = self._rows[name]
+        assert self.tokenizer is not None  # noqa: S101  # set in setup
+        collate = Collator(rows, cast(int, self.tokenizer.pad_token_id))
+        return [collate(numbers) for numbers in BucketBatchSampler(rows.lengths, self.eval_batch_size, shuffle=False)]
+
+
+def _concatenate(rows: list[list[int]]) -> NDArray[np.int32]:
+    return np.fromiter((token for row in rows for token in row), dtype=np.int32, count=sum(map(len, rows)))
+

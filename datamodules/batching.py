@@ -1,0 +1,144 @@
+"""Rows in memory, batches of rows of like length, and the collator that pads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, DistributedSampler
+
+from lightning_kd._checks import expected
+
+__all__ = ["BucketBatchSampler", "Collator", "TokenizedRows"]
+
+#: A training batch is drawn from this many batches' worth of shuffled rows, sorted by length.
+_POOL = 50
+
+
+@dataclass(frozen=True)
+class TokenizedRows(Dataset[list[int]]):
+    """Token ids of all rows in one array: 1 million short texts are some 100 MB.
+
+    Attributes:
+        tokens: By the model's input name, ``(total tokens,)``; ``input_ids`` and, if the model has it,
+            ``token_type_ids``.
+        offsets: ``(rows + 1,)``; row ``i`` is ``tokens[name][offsets[i]:offsets[i + 1]]``.
+        labels: ``(rows,)``, int64 or float32; -1 where there is none.
+        index: ``(rows,)``, the rows' numbers in the data set.
+        truncated: How many rows were longer than the limit.
+    """
+
+    tokens: dict[str, NDArray[np.int32]]
+    offsets: NDArray[np.int64]
+    labels: NDArray[np.int64] | NDArray[np.float32]
+    index: NDArray[np.int64]
+    truncated: int = 0
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, rows: list[int]) -> list[int]:
+        return rows
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """``(rows,)``, tokens in each row."""
+        return np.diff(self.offsets)
+
+
+class Collator:
+    """Pads the rows of a batch to the longest of them.
+
+    Args:
+        rows: Where the tokens are.
+        pad_token_id: Fills ``input_ids``.
+    """
+
+    def __init__(self, rows: TokenizedRows, pad_token_id: int) -> None:
+        self.rows = rows
+        self.pad = {name: pad_token_id if name == "input_ids" else 0 for name in rows.tokens}
+
+    def __call__(self, numbers: list[int]) -> dict[str, Tensor]:
+        """A batch of ``(B, L)`` token tensors, an attention mask, ``labels`` and ``index`` ``(B,)``."""
+        rows = self.rows
+        starts = rows.offsets[numbers]
+        lengths = rows.offsets[np.asarray(numbers) + 1] - starts
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        flat = (starts[:, None] + np.arange(mask.shape[1]))[mask]
+        batch: dict[str, Tensor] = {}
+        for name, tokens in rows.tokens.items():
+            padded = np.full(mask.shape, self.pad[name], dtype=np.int64)
+            padded[mask] = tokens[flat]
+            batch[name] = torch.from_numpy(padded)
+        batch["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
+        batch["labels"] = torch.from_numpy(rows.labels[numbers])
+        batch["index"] = torch.from_numpy(rows.index[numbers])
+        return batch
+
+
+class BucketBatchSampler(DistributedSampler[list[int]]):
+    """Batches of rows of like length, in an order that depends on seed and epoch alone.
+
+    To train, the rows are shuffled, sorted by length within pools of 50 batches, cut into batches, and the batches
+    shuffled. Every rank gets the same number of batches; the last few may be repeated for that. To evaluate, the
+    rows are sorted by length, and every row comes exactly once on exactly one rank.
+
+    Being a ``DistributedSampler``, it is left in place by the trainer, which tells it the epoch.
+
+    Args:
+        lengths: ``(rows,)``, tokens in each row.
+        batch_size: Rows in a batch.
+        shuffle: To train.
+        seed: Of the order.
+        num_replicas: Processes.
+        rank: This process.
+    """
+
+    def __init__(
+        self,
+        lengths: NDArray[np.int64],
+        batch_size: int,
+        shuffle: bool,
+        seed: int = 0,
+        num_replicas: int = 1,
+        rank: int = 0,
+    ) -> None:
+        if batch_size < 1:
+            raise expected("batch_size", "at least 1", batch_size)
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.num_replicas = num_replicas
+        self.rank = rank
+        self.epoch = 0
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batches = self._batches()
+        if self.shuffle and len(batches) % self.num_replicas:
+            batches += batches[: self.num_replicas - len(batches) % self.num_replicas]
+        return iter(batches[self.rank :: self.num_replicas])
+
+    def __len__(self) -> int:
+        total = -(-len(self.lengths) // self.batch_size)
+        if self.shuffle:
+            return -(-total // self.num_replicas)
+        return len(range(self.rank, total, self.num_replicas))
+
+    def _batches(self) -> list[list[int]]:
+        size = self.batch_size
+        if not self.shuffle:
+            order = np.argsort(self.lengths, kind="stable")
+            return [order[i : i + size].tolist() for i in range(0, len(order), size)]
+        generator = np.random.default_rng((self.seed, self.epoch))
+        order = generator.permutation(len(self.lengths))
+        batches = []
+        for start in range(0, len(order), size * _POOL):
+            pool = order[start : start + size * _POOL]
+            pool = pool[np.argsort(self.lengths[pool], kind="stable")]
+            batches += [pool[i : i + size].tolist() for i in range(0, len(pool), size)]
+        return [batches[i] for i in generator.permutation(len(batches))]

@@ -1,0 +1,217 @@
+"""Where a model comes from, and how it is loaded."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from lightning_kd._checks import InputError, expected, nearest
+
+__all__ = [
+    "ModelSource",
+    "check_folder",
+    "count_parameters",
+    "freeze",
+    "keep_layers",
+    "load_config",
+    "load_model",
+    "load_trained",
+]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model on the Hub or in a local folder, or the configuration of one that starts from random weights.
+
+    Code from the Hub is never run.
+
+    Args:
+        path: Hub name or local folder. May be left out with ``from_scratch`` if ``config`` names a ``model_type``.
+        revision: Branch, tag or commit on the Hub.
+        dtype: Of the weights, whatever the stored ones have.
+        attention: Attention implementation: ``sdpa`` is the fast one, ``eager`` the one that can return its scores.
+        keep_layers: The transformer layers to keep, 0 being the first, in the order given; the others are dropped
+            and the kept ones renumbered.
+        from_scratch: Random weights in the shape of the configuration.
+        config: Values that replace those of the configuration, e.g. ``{"num_hidden_layers": 3}``.
+    """
+
+    path: str | None = None
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    keep_layers: list[int] | None = None
+    from_scratch: bool = False
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+def check_folder(name: str, path: str) -> None:
+    """Refuse a ``path`` that can only be a local folder and is none, before any hub is asked."""
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path
+    if looks_local and not Path(path).expanduser().is_dir():
+        raise expected(name, "a local folder or a Hub name", path, "There is no such folder.")
+
+
+def load_config(source: ModelSource, role: str = "model") -> PretrainedConfig:
+    """The configuration that ``source`` describes.
+
+    Args:
+        source: Where the model comes from.
+        role: The argument's name in messages, e.g. ``student``.
+
+    Raises:
+        InputError: If there is no such model, or an override names what the configuration does not have.
+    """
+    if source.path is None:
+        model_type = source.config.get("model_type")
+        if not source.from_scratch or model_type is None:
+            raise expected(
+                f"{role}.path",
+                "a local folder or a Hub name",
+                "nothing",
+                "Leave it out only with from_scratch: true and a config that names a model_type.",
+            )
+        try:
+            config = AutoConfig.for_model(model_type)
+        except ValueError as error:
+            raise expected(f"{role}.config.model_type", "a model type of transformers", model_type) from error
+    else:
+        check_folder(f"{role}.path", source.path)
+        try:
+            config = AutoConfig.from_pretrained(source.path, revision=source.revision, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise expected(
+                f"{role}.path",
+                "a local folder with a config.json, or the name of a model on the Hub",
+                source.path,
+                "Check the spelling, and that the Hub can be reached.",
+            ) from error
+    for key, value in source.config.items():
+        if key not in ("model_type", "num_labels") and not hasattr(config, key):
+            raise expected(f"{role}.config", f"made of {type(config).__name__}'s fields", key, nearest(key, vars(config)))
+        if key != "model_type":
+            setattr(config, key, value)
+    return config
+
+
+def load_model(source: ModelSource, auto_class: type, config: PretrainedConfig, role: str = "student") -> PreTrainedModel:
+    """The model that ``source`` describes, in train mode; parts that the stored one lacks start from random weights.
+
+    Args:
+        source: Where the model comes from.
+        auto_class: The transformers auto class of the task.
+        config: From :func:`load_config`, with the labels set.
+        role: The argument's name in messages.
+
+    Raises:
+        InputError: If the weights cannot be read, do not fit the labels, or a kept layer does not exist.
+    """
+    options = {"dtype": getattr(torch, source.dtype), "attn_implementation": source.attention}
+    if source.from_scratch:
+        model = auto_class.from_config(config, **options)  # type: ignore[attr-defined]  # any AutoModelFor...
+    else:
+        model, _ = _from_pretrained(source, auto_class, config, role, options)
+    if source.keep_layers is not None:
+        model = keep_layers(model, source.keep_layers, f"{role}.keep_layers")
+    return model.train()
+
+
+def load_trained(source: ModelSource, auto_class: type, role: str = "teacher") -> PreTrainedModel:
+    """A model whose every weight is stored, frozen and in eval mode: a teacher.
+
+    Raises:
+        InputError: If the weights cannot be read, or the head for the task is not among them.
+    """
+    config = load_config(source, role)
+    options = {"dtype": getattr(torch, source.dtype), "attn_implementation": source.attention}
+    model, missing = _from_pretrained(source, auto_class, config, role, options)
+    if missing:
+        raise expected(
+            f"{role}.path",
+            "a model that is fine-tuned for this task",
+            source.path,
+            f"Its weights lack {', '.join(sorted(missing)[:3])}: fine-tune it first.",
+        )
+    return freeze(model)
+
+
+def _from_pretrained(
+    source: ModelSource, auto_class: Any, config: PretrainedConfig, role: str, options: dict[str, Any]
+) -> tuple[PreTrainedModel, list[str]]:
+    try:
+        model, info = auto_class.from_pretrained(
+            source.path,
+            config=config,
+            revision=source.revision,
+            trust_remote_code=False,
+            output_loading_info=True,
+            use_safetensors=None,
+            **options,
+        )
+    except (OSError, ValueError) as error:
+        raise expected(f"{role}.path", f"a model for {auto_class.__name__}", source.path, str(error).splitlines()[0]) from error
+    except RuntimeError as error:
+        if "mismatch" not in str(error):
+            raise
+        raise InputError(
+            f"The head stored in {source.path} does not have the {config.num_labels} outputs that the data needs: "
+            f"give the encoder it was made from as `{role}.path`, or data with the same labels."
+        ) from error
+    return model, list(info["missing_keys"])
+
+
+def keep_layers(model: PreTrainedModel, layers: Sequence[int], name: str = "keep_layers") -> PreTrainedModel:
+    """A new model with some of the transformer layers of ``model``, renumbered from 0.
+
+    Args:
+        model: Any encoder that holds its layers in one list: BERT, DistilBERT, RoBERTa, ELECTRA and their like.
+        layers: The layers to keep, 0 being the first.
+        name: The argument's name in messages.
+
+    Raises:
+        InputError: If a layer does not exist or is named twice, or if the layers share their weights (ALBERT).
+    """
+    config = copy.deepcopy(model.config)
+    if getattr(config, "num_hidden_groups", None) is not None:
+        raise InputError(
+            f"Argument `{name}` cannot be used with {config.model_type}: its layers share their weights. "
+            "Set config: {num_hidden_layers: ...} instead."
+        )
+    depth = config.num_hidden_layers
+    lists = [n for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    if len(lists) != 1:
+        raise InputError(f"Argument `{name}` needs a model with one list of {depth} layers; {config.model_type} has {len(lists)}.")
+    if not layers or len(set(layers)) != len(layers) or not all(0 <= layer < depth for layer in layers):
+        raise expected(name, f"different layers from 0 to {depth - 1}", list(layers))
+    config.num_hidden_layers = len(layers)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[layer] for layer in layers]
+    smaller = type(model)._from_config(config, dtype=model.dtype, attn_implementation=config._attn_implementation)
+    pattern = re.compile(re.escape(lists[0]) + r"\.(\d+)\.")
+    new_number = {layer: i for i, layer in enumerate(layers)}
+    state = {}
+    for key, value in model.state_dict().items():
+        found = pattern.match(key)
+        if found and int(found.group(1)) not in new_number:
+            continue
+        state[f"{lists[0]}.{new_number[int(found.group(1))]}.{key[found.end():]}" if found else key] = value
+    smaller.load_state_dict(state)
+    return smaller
+
+
+def freeze(model: PreTrainedModel) -> PreTrainedModel:
+    """``model`` in eval mode, none of its parameters trainable."""
+    return model.eval().requires_grad_(False)
+
+
+def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:
+    """Number of parameters, shared ones counted once."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)

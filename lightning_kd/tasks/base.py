@@ -1,0 +1,71 @@
+"""What differs between tasks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torchmetrics import MetricCollection
+from transformers import PretrainedConfig
+
+__all__ = ["Task"]
+
+#: What a batch holds beside the model's inputs.
+_NOT_INPUTS = frozenset({"labels", "index"})
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """From a batch to logits, loss, metrics and predictions.
+
+    A task is plain data, so that a checkpoint can name it.
+    """
+
+    #: The transformers auto class that loads a model with the task's head.
+    auto_class: ClassVar[Any]
+
+    def model_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a batch that go into a model."""
+        return {name: value for name, value in batch.items() if name not in _NOT_INPUTS}
+
+    @abstractmethod
+    def configure(self, config: PretrainedConfig, label_names: Sequence[str] | None) -> None:
+        """Write the labels into a model's configuration; ``None`` stands for regression."""
+
+    @abstractmethod
+    def logits(self, output: Any) -> dict[str, Tensor]:
+        """A model's logits by name, from its output."""
+
+    @abstractmethod
+    def logit_masks(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """By the logits' names: bool, True where a distribution counts."""
+
+    @abstractmethod
+    def hard_label_loss(self, logits: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
+        """The supervised loss, a float32 scalar, mean over the batch."""
+
+    @abstractmethod
+    def metrics(self, names: Sequence[str], num_outputs: int) -> MetricCollection:
+        """The metrics by name, for :meth:`predictions` and labels."""
+
+    @abstractmethod
+    def predictions(self, logits: Mapping[str, Tensor]) -> Tensor:
+        """What the metrics compare with the labels, ``(B, ...)``."""
+
+    @abstractmethod
+    def records(self, logits: Mapping[str, Tensor], config: PretrainedConfig) -> list[dict[str, Any]]:
+        """One JSON-able record a row, as ``predict`` writes it."""
+
+    def spec(self) -> dict[str, Any]:
+        """The task as a ``class_path`` with ``init_args``."""
+        kind = type(self)
+        return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": dict(vars(self))}
+
+    @staticmethod
+    def token_mask(batch: Mapping[str, Tensor]) -> Tensor:
+        """``(B, L)`` bool, True at real tokens."""
+        return batch["attention_mask"].to(torch.bool)

@@ -1,0 +1,89 @@
+"""One label, or one score, per text or pair of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection, PearsonCorrCoef, SpearmanCorrCoef
+from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy, MulticlassMatthewsCorrCoef
+from transformers import AutoModelForSequenceClassification, PretrainedConfig
+
+from lightning_kd._checks import expected
+from lightning_kd.tasks.base import Task
+
+__all__ = ["MatthewsCorrCoef", "SequenceClassification"]
+
+
+class MatthewsCorrCoef(MulticlassMatthewsCorrCoef):
+    """Matthews correlation with the usual value of 0 where it is undefined.
+
+    It is undefined where all predictions, or all labels, are one class. torchmetrics gives 1 or -1 there, sklearn 0.
+    """
+
+    def compute(self) -> Tensor:
+        labels, predictions = self.confmat.sum(1), self.confmat.sum(0)
+        if (labels > 0).sum() < 2 or (predictions > 0).sum() < 2:
+            return torch.zeros((), device=self.confmat.device)
+        return super().compute()
+
+
+@dataclass(frozen=True)
+class SequenceClassification(Task):
+    """Classification and, where the data has scores instead of labels, regression of whole texts or pairs.
+
+    Metrics: ``accuracy``, ``f1`` (of the second of two labels), ``matthews``; ``pearson``, ``spearman``.
+    """
+
+    auto_class: ClassVar[Any] = AutoModelForSequenceClassification
+
+    def configure(self, config: PretrainedConfig, label_names: Sequence[str] | None) -> None:
+        if label_names is None:
+            config.num_labels = 1
+            config.problem_type = "regression"
+        else:
+            config.id2label = dict(enumerate(label_names))
+            config.label2id = {name: i for i, name in enumerate(label_names)}
+            config.problem_type = "single_label_classification"
+
+    def logits(self, output: Any) -> dict[str, Tensor]:
+        return {"logits": output.logits}
+
+    def logit_masks(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        mask = batch["attention_mask"]
+        return {"logits": torch.ones(len(mask), dtype=torch.bool, device=mask.device)}
+
+    def hard_label_loss(self, logits: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
+        values, labels = logits["logits"].float(), batch["labels"]
+        return F.mse_loss(values[:, 0], labels) if labels.is_floating_point() else F.cross_entropy(values, labels)
+
+    def metrics(self, names: Sequence[str], num_outputs: int) -> MetricCollection:
+        known: dict[str, Metric] = {"pearson": PearsonCorrCoef(), "spearman": SpearmanCorrCoef()}
+        if num_outputs > 1:
+            known = {
+                "accuracy": MulticlassAccuracy(num_outputs, average="micro"),
+                "matthews": MatthewsCorrCoef(num_outputs),
+                "f1": BinaryF1Score(),
+            }
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise expected("metric_names", f"among {', '.join(sorted(known))}", ", ".join(unknown))
+        return MetricCollection({name: known[name] for name in names}, compute_groups=False)
+
+    def predictions(self, logits: Mapping[str, Tensor]) -> Tensor:
+        values = logits["logits"].float()
+        return values[:, 0] if values.shape[1] == 1 else values.argmax(-1)
+
+    def records(self, logits: Mapping[str, Tensor], config: PretrainedConfig) -> list[dict[str, Any]]:
+        values = logits["logits"].float()
+        if values.shape[1] == 1:
+            return [{"score": score} for score in values[:, 0].tolist()]
+        scores, labels = values.softmax(-1).max(-1)
+        return [
+            {"label": config.id2label[label], "score": score}
+            for label, score in zip(labels.tolist(), scores.tolist(), strict=True)
+        ]
