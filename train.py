@@ -1,3 +1,5 @@
+"""`python train.py fit --config ...`: the command line from a source checkout."""
+
 from lightning_kd.cli import main
 
 if __name__ == "__main__":

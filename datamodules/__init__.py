@@ -2,5 +2,6 @@
 
 from lightning_kd.datamodules.base import TransformerDataModule
 from lightning_kd.datamodules.glue import GLUEDataModule
+from lightning_kd.datamodules.synthetic import SyntheticDataModule
 
-__all__ = ["GLUEDataModule", "TransformerDataModule"]
+__all__ = ["GLUEDataModule", "SyntheticDataModule", "TransformerDataModule"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import cast
 
 import lightning as L
@@ -59,11 +60,17 @@ class TransformerDataModule(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in (("max_length", max_length), ("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+        for name, value in (
+            ("max_length", max_length),
+            ("batch_size", batch_size),
+            ("eval_batch_size", eval_batch_size),
+        ):
             if value < 1:
                 raise expected(name, "at least 1", value)
         if holdout_size < 0:
             raise expected("holdout_size", "0 or more", holdout_size)
+        if max_train_rows is not None and max_train_rows < 1:
+            raise expected("max_train_rows", "at least 1", max_train_rows)
         self.tokenizer_source = tokenizer
         self.max_length = max_length
         self.batch_size = batch_size
@@ -192,9 +199,9 @@ class TransformerDataModule(L.LightningDataModule):
         if name in self._rows:
             return
         self._check_columns(rows, name)
-        if not len(rows):
-            raise InputError(f"The {name} split of {self._name()} has no rows.")
         numbers = np.arange(len(rows)) if numbers is None else numbers
+        if not len(numbers):
+            raise InputError(f"The {name} split of {self._name()} has no rows.")
         tokenized = self._tokenize(rows, numbers)
         if tokenized.truncated:
             rank_zero_info(
@@ -241,8 +248,8 @@ class TransformerDataModule(L.LightningDataModule):
 
     def texts(self, name: str) -> list[tuple[str, ...]]:
         """The texts of a loaded split, in the order of its rows, for what reads words rather than tokens."""
-        rows = self._split_train()[0] if name in ("train", "test") and self.holdout_size else self.load_split(name)
-        chosen = cast(Dataset, rows).select(self._rows[name].index)
+        split = {"test": "train" if self.holdout_size else "test", "predict": self._predict_split()}.get(name, name)
+        chosen = cast(Dataset, self.load_split(split)).select(self._rows[name].index)
         return list(zip(*(list(chosen[column]) for column in self.text_columns), strict=True))
 
     def _loader(self, name: str, shuffle: bool = False) -> DataLoader[dict[str, Tensor]]:
@@ -278,22 +285,29 @@ class TransformerDataModule(L.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         return self._loader("predict")
 
+    def batches_of(self, name: str, groups: Iterable[list[int]]) -> list[dict[str, Tensor]]:
+        """One batch for each group of row numbers of a loaded split, on this process alone."""
+        assert self.tokenizer is not None  # noqa: S101  # set in setup
+        collate = Collator(self._rows[name], cast(int, self.tokenizer.pad_token_id))
+        return [collate(numbers) for numbers in groups]
+
     def calibration_batches(self, count: int) -> list[dict[str, Tensor]]:
         """``count`` training batches, the same for the same seed, whatever the rank and the epoch."""
-        rows = self._rows["train"]
-        assert self.tokenizer is not None  # noqa: S101  # set in setup
-        collate = Collator(rows, cast(int, self.tokenizer.pad_token_id))
-        sampler = BucketBatchSampler(rows.lengths, self.batch_size, shuffle=True, seed=self.seed)
-        return [collate(numbers) for numbers, _ in zip(sampler, range(count), strict=False)]
+        sampler = BucketBatchSampler(self._rows["train"].lengths, self.batch_size, shuffle=True, seed=self.seed)
+        return self.batches_of("train", islice(sampler, count))
 
     def evaluation_batches(self, name: str) -> list[dict[str, Tensor]]:
-        """All batches of a loaded split on this process alone, every row once."""
-        rows = self._rows[name]
-        assert self.tokenizer is not None  # noqa: S101  # set in setup
-        collate = Collator(rows, cast(int, self.tokenizer.pad_token_id))
-        return [collate(numbers) for numbers in BucketBatchSampler(rows.lengths, self.eval_batch_size, shuffle=False)]
+        """All batches of a loaded split, every row once."""
+        sampler = BucketBatchSampler(self._rows[name].lengths, self.eval_batch_size, shuffle=False)
+        return self.batches_of(name, sampler)
+
+    def describe(self) -> str:
+        """The data in a few words, as reports name it."""
+        held_out = (
+            f"; test: {self.holdout_size:,} rows held out of train, seed {self.seed}" if self.holdout_size else ""
+        )
+        return f"{self._name()}{held_out}"
 
 
 def _concatenate(rows: list[list[int]]) -> NDArray[np.int32]:
     return np.fromiter((token for row in rows for token in row), dtype=np.int32, count=sum(map(len, rows)))
-

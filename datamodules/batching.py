@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import cycle, islice
 
 import numpy as np
 import torch
@@ -84,7 +85,7 @@ class BucketBatchSampler(DistributedSampler[list[int]]):
     """Batches of rows of like length, in an order that depends on seed and epoch alone.
 
     To train, the rows are shuffled, sorted by length within pools of 50 batches, cut into batches, and the batches
-    shuffled. Every rank gets the same number of batches; the last few may be repeated for that. To evaluate, the
+    shuffled. Every rank gets the same number of batches; a few may be repeated for that. To evaluate, the
     rows are sorted by length, and every row comes exactly once on exactly one rank.
 
     Being a ``DistributedSampler``, it is left in place by the trainer, which tells it the epoch.
@@ -119,8 +120,8 @@ class BucketBatchSampler(DistributedSampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         batches = self._batches()
-        if self.shuffle and len(batches) % self.num_replicas:
-            batches += batches[: self.num_replicas - len(batches) % self.num_replicas]
+        if self.shuffle:  # there may be fewer batches than ranks: go round more than once
+            batches += list(islice(cycle(batches), -len(batches) % self.num_replicas))
         return iter(batches[self.rank :: self.num_replicas])
 
     def __len__(self) -> int:

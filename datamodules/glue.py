@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Literal, get_args
 
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, load_dataset, load_dataset_builder
 
 from lightning_kd._checks import expected
 from lightning_kd.datamodules.base import TransformerDataModule
@@ -95,11 +96,17 @@ class GLUEDataModule(TransformerDataModule):
 @cache
 def _load(path: str, name: str) -> DatasetDict:
     try:
-        return load_dataset(path, name)
-    except (OSError, ValueError) as error:  # FileNotFoundError, ConnectionError, DatasetNotFoundError, BuilderConfig not found
+        if not Path(path).is_dir():
+            return load_dataset(path, name)
+        # `datasets` caches a folder by its last name alone; its files, by their full paths and times.
+        builder = load_dataset_builder(path, name)
+        files = {str(split): list(paths) for split, paths in builder.config.data_files.items()}
+        return load_dataset(builder.name, data_files=files, features=builder.info.features)
+    except (OSError, ValueError) as error:  # nothing there, no connection, or no configuration of that name
+        reason = str(error).partition("\n")[0]
         raise expected(
             "data.path",
             f"a Hub data set or a local folder with the GLUE set {name!r} as Parquet",
             path,
-            "Check the path, and that the Hub can be reached.",
+            f"Check the path, and that the Hub can be reached: {reason}",
         ) from error

@@ -9,6 +9,7 @@ if not (_HERE / "callbacks").is_dir():  # a source checkout: callbacks/ and data
 from lightning_kd._checks import InputError  # noqa: E402
 from lightning_kd.models import ModelSource  # noqa: E402
 from lightning_kd.module import DistillationModule  # noqa: E402
+from lightning_kd.runner import Runner  # noqa: E402
 
 __version__ = "0.1.0"
-__all__ = ["DistillationModule", "InputError", "ModelSource"]
+__all__ = ["DistillationModule", "InputError", "ModelSource", "Runner"]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
 
 import lightning as L
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from lightning_kd._checks import InputError
+from lightning_kd.callbacks import CompressionReport, PredictionWriter, StudentExport
 from lightning_kd.module import DistillationModule
 
 __all__ = ["DistillationCLI", "main"]
@@ -27,6 +27,11 @@ class DistillationCLI(LightningCLI):
             trainer_defaults={"enable_model_summary": False},
             args=args,
         )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(StudentExport, "export")
+        parser.add_lightning_class_args(CompressionReport, "report")
+        parser.add_lightning_class_args(PredictionWriter, "predictions")
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]

@@ -95,14 +95,20 @@ def load_config(source: ModelSource, role: str = "model") -> PretrainedConfig:
                 "Check the spelling, and that the Hub can be reached.",
             ) from error
     for key, value in source.config.items():
-        if key not in ("model_type", "num_labels") and not hasattr(config, key):
-            raise expected(f"{role}.config", f"made of {type(config).__name__}'s fields", key, nearest(key, vars(config)))
-        if key != "model_type":
-            setattr(config, key, value)
+        if key == "model_type":
+            if source.path is not None and value != config.model_type:
+                raise expected(f"{role}.config.model_type", f"{config.model_type!r}, as {source.path} has it", value)
+            continue
+        if key != "num_labels" and not hasattr(config, key):
+            fields = [*vars(config), *config.attribute_map]
+            raise expected(f"{role}.config", f"made of {type(config).__name__}'s fields", key, nearest(key, fields))
+        setattr(config, key, value)
     return config
 
 
-def load_model(source: ModelSource, auto_class: type, config: PretrainedConfig, role: str = "student") -> PreTrainedModel:
+def load_model(
+    source: ModelSource, auto_class: type, config: PretrainedConfig, role: str = "student"
+) -> PreTrainedModel:
     """The model that ``source`` describes, in train mode; parts that the stored one lacks start from random weights.
 
     Args:
@@ -128,8 +134,12 @@ def load_trained(source: ModelSource, auto_class: type, role: str = "teacher") -
     """A model whose every weight is stored, frozen and in eval mode: a teacher.
 
     Raises:
-        InputError: If the weights cannot be read, or the head for the task is not among them.
+        InputError: If the weights cannot be read, the head for the task is not among them, or ``source`` asks for
+            less than the stored model.
     """
+    for name, value in (("from_scratch", source.from_scratch), ("keep_layers", source.keep_layers)):
+        if value:
+            raise expected(f"{role}.{name}", "left out", value, "A teacher is loaded whole, with its trained weights.")
     config = load_config(source, role)
     options = {"dtype": getattr(torch, source.dtype), "attn_implementation": source.attention}
     model, missing = _from_pretrained(source, auto_class, config, role, options)
@@ -153,18 +163,25 @@ def _from_pretrained(
             revision=source.revision,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, in words that say what to do
             use_safetensors=None,
             **options,
         )
     except (OSError, ValueError) as error:
-        raise expected(f"{role}.path", f"a model for {auto_class.__name__}", source.path, str(error).splitlines()[0]) from error
-    except RuntimeError as error:
-        if "mismatch" not in str(error):
-            raise
+        reason = str(error).partition("\n")[0]
+        raise expected(f"{role}.path", f"a model for {auto_class.__name__}", source.path, reason) from error
+    mismatched = {key: f"{tuple(stored)} for {tuple(wanted)}" for key, stored, wanted in info["mismatched_keys"]}
+    encoder = sorted(key for key in mismatched if key.startswith(f"{model.base_model_prefix}."))
+    if encoder:
+        raise InputError(
+            f"Expected argument `{role}.config` to fit the stored weights, but {source.path} has {encoder[0]} of shape "
+            f"{mismatched[encoder[0]]}. Leave the override out, or set from_scratch: true."
+        )
+    if mismatched:
         raise InputError(
             f"The head stored in {source.path} does not have the {config.num_labels} outputs that the data needs: "
             f"give the encoder it was made from as `{role}.path`, or data with the same labels."
-        ) from error
+        )
     return model, list(info["missing_keys"])
 
 
@@ -188,7 +205,9 @@ def keep_layers(model: PreTrainedModel, layers: Sequence[int], name: str = "keep
     depth = config.num_hidden_layers
     lists = [n for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
     if len(lists) != 1:
-        raise InputError(f"Argument `{name}` needs a model with one list of {depth} layers; {config.model_type} has {len(lists)}.")
+        raise InputError(
+            f"Argument `{name}` needs a model with one list of {depth} layers; {config.model_type} has {len(lists)}."
+        )
     if not layers or len(set(layers)) != len(layers) or not all(0 <= layer < depth for layer in layers):
         raise expected(name, f"different layers from 0 to {depth - 1}", list(layers))
     config.num_hidden_layers = len(layers)
@@ -202,7 +221,7 @@ def keep_layers(model: PreTrainedModel, layers: Sequence[int], name: str = "keep
         found = pattern.match(key)
         if found and int(found.group(1)) not in new_number:
             continue
-        state[f"{lists[0]}.{new_number[int(found.group(1))]}.{key[found.end():]}" if found else key] = value
+        state[f"{lists[0]}.{new_number[int(found.group(1))]}.{key[found.end() :]}" if found else key] = value
     smaller.load_state_dict(state)
     return smaller
 

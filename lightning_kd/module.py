@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, MetricCollection
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, get_linear_schedule_with_warmup
 
 from lightning_kd._checks import InputError, check_positive, check_range, expected, nearest
@@ -99,7 +99,7 @@ class DistillationModule(L.LightningModule):
         self.save_hyperparameters(ignore=["losses", "optimizer", "lr_scheduler"])
         if "_instantiator" not in self.hparams:  # made by hand rather than by the command line: keep it plain, too
             self.hparams["student"] = dataclasses.asdict(student)
-            self.hparams["teachers"] = {name: dataclasses.asdict(source) for name, source in self.teacher_sources.items()}
+            self.hparams["teachers"] = {name: dataclasses.asdict(source) for name, source in (teachers or {}).items()}
             self.hparams["task"] = task.spec()
             self.hparams["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
             self._hparams_initial = dict(self.hparams)
@@ -146,7 +146,7 @@ class DistillationModule(L.LightningModule):
             self.model.train()  # from_pretrained leaves it in eval mode, and the trainer does not touch it
         names = self._data("metric_names", ["accuracy"])
         for loader_name in self._data("evaluation_names", [""]):
-            metrics = self.task.metrics(names, self.model.config.num_labels)
+            metrics = self.task.metrics(names, cast(int, self.model.config.num_labels))
             metrics.add_metrics({"loss": MeanMetric()})
             self.metrics[f"metrics_{loader_name}"] = metrics
 
@@ -185,13 +185,15 @@ class DistillationModule(L.LightningModule):
             )
         if self.teacher_sources and not self.losses:
             raise InputError(
-                "There is a teacher, but no loss that learns from it: add one to `losses`, or a DistillationLossCallback."
+                "There is a teacher, but no loss that learns from it: "
+                "add one to `losses`, or a DistillationLossCallback."
             )
         tokenizer = self._data("tokenizer", None)
         for name, source in self.teacher_sources.items():
             if name not in self._teachers:
                 teacher = load_trained(source, self.task.auto_class, f"model.teachers.{name}")
-                _check_labels(f"the teacher {name!r}", teacher.config, self._data("label_names", _names(self.model.config)))
+                label_names = self._data("label_names", _names(self.model.config))
+                _check_labels(f"the teacher {name!r}", teacher.config, label_names)
                 if tokenizer is not None:
                     _check_vocabulary(f"model.teachers.{name}", source, teacher.config, tokenizer)
                 self._teachers[name] = teacher
@@ -210,8 +212,7 @@ class DistillationModule(L.LightningModule):
         self._student_layers, self._teacher_layers = sorted(student_layers), sorted(teacher_layers)
 
     def on_fit_start(self) -> None:
-        for teacher in self._teachers.values():
-            teacher.to(self.device)
+        self._move_teachers()
         parts = [f"teacher {name}: {_describe(teacher)}, frozen" for name, teacher in self._teachers.items()]
         trained = count_parameters(self, trainable_only=True)
         parts.append(f"student: {_describe(self.model)}, {trained / 1e6:.1f} M trained")
@@ -219,8 +220,11 @@ class DistillationModule(L.LightningModule):
         rank_zero_info(" | ".join(parts))
 
     def on_fit_end(self) -> None:
+        self._move_teachers()
+
+    def _move_teachers(self) -> None:
         for teacher in self._teachers.values():
-            teacher.to(self.device)
+            cast(nn.Module, teacher).to(self.device)
 
     # ---------------------------------------------------------------------------------------------- steps
 
@@ -254,7 +258,8 @@ class DistillationModule(L.LightningModule):
             for name, loss in self.losses.items():
                 terms[name] = loss(loss_inputs)
                 total = total + self.loss_weights[name] * terms[name]  # a weight of 0 is multiplied: DDP needs the path
-        if (self.trainer.global_step + 1) % max(1, self.trainer.log_every_n_steps) == 0:
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by the trainer's connector
+        if (self.trainer.global_step + 1) % max(1, every) == 0:
             self._log_step(total, hard, terms)
         return total
 
@@ -271,7 +276,7 @@ class DistillationModule(L.LightningModule):
 
     def _evaluate(self, batch: dict[str, Tensor], dataloader_idx: int) -> None:
         logits = self._features(self.model, self.task.model_inputs(batch), []).logits
-        metrics = list(self.metrics.values())[dataloader_idx]
+        metrics = cast(MetricCollection, list(self.metrics.values())[dataloader_idx])
         loss = self.task.hard_label_loss(logits, batch)
         for name, metric in metrics.items():
             if name == "loss":
@@ -280,7 +285,8 @@ class DistillationModule(L.LightningModule):
                 metric.update(self.task.predictions(logits), batch["labels"])
 
     def _log_metrics(self, stage: str) -> None:
-        for loader_name, metrics in self.metrics.items():
+        for loader_name, module in self.metrics.items():
+            metrics = cast(MetricCollection, module)
             suffix = loader_name.removeprefix("metrics_")
             values = {name: value.float() for name, value in metrics.compute().items()}
             metrics.reset()
@@ -327,7 +333,7 @@ class DistillationModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "student_config" not in checkpoint:
-            raise InputError("This checkpoint was not written by a DistillationModule: it has no student configuration.")
+            raise InputError("This checkpoint is not a DistillationModule's: it has no student configuration.")
         if self.student is None:  # load_from_checkpoint: nothing but the file is needed
             config = AutoConfig.for_model(**checkpoint["student_config"])
             self.student = self.task.auto_class.from_config(config)
@@ -344,14 +350,22 @@ def _describe(model: PreTrainedModel) -> str:
 
 
 def _names(config: PretrainedConfig) -> list[str] | None:
-    return None if config.num_labels == 1 else [config.id2label[i] for i in range(config.num_labels)]
+    names = config.id2label or {}
+    return None if len(names) == 1 else [names[i] for i in sorted(names)]
+
+
+def _in_brackets(names: list[str] | None) -> str:
+    return f" ({', '.join(names)})" if names else ""
 
 
 def _check_labels(who: str, config: PretrainedConfig, label_names: list[str] | None) -> None:
     """Refuse a model whose labels contradict the data's."""
     if config.num_labels != (1 if label_names is None else len(label_names)):
-        wanted = "1 output (regression)" if label_names is None else f"{len(label_names)} labels ({', '.join(label_names)})"
-        raise InputError(f"The data has {wanted}, but {who} has {config.num_labels}: use a model with the data's labels.")
+        wanted = "1 output (regression)" if label_names is None else f"{len(label_names)} labels"
+        raise InputError(
+            f"The data has {wanted}{_in_brackets(label_names)}, "
+            f"but {who} has {config.num_labels}: use a model with the data's labels."
+        )
     own = _names(config)
     if own and label_names and own != label_names and not own[0].startswith("LABEL_"):
         raise InputError(
@@ -370,7 +384,8 @@ def _check_vocabulary(name: str, source: ModelSource, config: PretrainedConfig, 
     if source.path is None or source.from_scratch:
         return
     folder = Path(source.path)
-    if folder.is_dir() and not any((folder / f).exists() for f in ("tokenizer.json", "vocab.txt", "tokenizer_config.json")):
+    files = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
+    if folder.is_dir() and not any((folder / file).exists() for file in files):
         return
     own = AutoTokenizer.from_pretrained(source.path, revision=source.revision)
     if own.get_vocab() != tokenizer.get_vocab():

@@ -93,7 +93,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def comparable(student: Tensor, teacher: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Both tensors in float32 (float64 if either is), once their shapes are seen to fit.
+    """Both tensors in float32 (float64 if either is), the teacher's detached, once their shapes are seen to fit.
 
     Args:
         student: ``(..., D)``.
@@ -109,4 +109,4 @@ def comparable(student: Tensor, teacher: Tensor, mask: Tensor) -> tuple[Tensor, 
             f"but got {tuple(student.shape)}, {tuple(teacher.shape)} and {tuple(mask.shape)}."
         )
     dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
-    return student.to(dtype), teacher.to(dtype)
+    return student.to(dtype), teacher.detach().to(dtype)

@@ -70,10 +70,9 @@ class HiddenStateMSE(DistillationLoss):
     def build(self, student: PretrainedConfig, teacher: PretrainedConfig) -> None:
         self._resolve(self.matches, student, teacher)
         if self.projection == "linear" or student.hidden_size != teacher.hidden_size:
-            self.projections = nn.ModuleList(nn.Linear(student.hidden_size, teacher.hidden_size) for _ in self.matches)
-            for layer in self.projections:
-                nn.init.normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
+            self.projections = nn.ModuleList(
+                _projection(student.hidden_size, teacher.hidden_size) for _ in self.matches
+            )
 
     def forward(self, inputs: LossInputs) -> Tensor:
         terms = []
@@ -84,3 +83,10 @@ class HiddenStateMSE(DistillationLoss):
             teacher = inputs.teacher.hidden_states[match.teacher_layer]
             terms.append(match.weight * hidden_state_mse(state, teacher, inputs.token_mask))
         return torch.stack(terms).sum()
+
+
+def _projection(student_dim: int, teacher_dim: int) -> nn.Linear:
+    layer = nn.Linear(student_dim, teacher_dim)
+    nn.init.normal_(layer.weight, std=0.02)
+    nn.init.zeros_(layer.bias)
+    return layer

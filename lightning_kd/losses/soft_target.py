@@ -64,7 +64,7 @@ class SoftTargetKL(DistillationLoss):
         self.scale_by_t2 = scale_by_t2
 
     def build(self, student: PretrainedConfig, teacher: PretrainedConfig) -> None:
-        if student.num_labels < 2:
+        if student.num_labels == 1:
             raise InputError(
                 "SoftTargetKL compares distributions over at least 2 labels, but the model has one output "
                 "(regression). Use LogitMSE instead."

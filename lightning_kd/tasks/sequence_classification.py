@@ -67,8 +67,9 @@ class SequenceClassification(Task):
             known = {
                 "accuracy": MulticlassAccuracy(num_outputs, average="micro"),
                 "matthews": MatthewsCorrCoef(num_outputs),
-                "f1": BinaryF1Score(),
             }
+        if num_outputs == 2:
+            known["f1"] = BinaryF1Score()
         unknown = [name for name in names if name not in known]
         if unknown:
             raise expected("metric_names", f"among {', '.join(sorted(known))}", ", ".join(unknown))
@@ -83,7 +84,8 @@ class SequenceClassification(Task):
         if values.shape[1] == 1:
             return [{"score": score} for score in values[:, 0].tolist()]
         scores, labels = values.softmax(-1).max(-1)
+        names = config.id2label or {}
         return [
-            {"label": config.id2label[label], "score": score}
+            {"label": names[label], "score": score}
             for label, score in zip(labels.tolist(), scores.tolist(), strict=True)
         ]

@@ -1,0 +1,60 @@
+# make quickstart   train a small teacher and distill it into a student, on synthetic data
+# make test         lint, format, types, tests
+# make clean        remove .venv, builds and caches; runs/ stays
+#
+# Both work in .venv/, which is made on the first call. PYTHON=python3.12 make ... makes it with another Python.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+
+# A stamp is touched after a successful install and is older than a change of what is to be installed.
+BASE := $(VENV)/.installed-base
+DEV := $(VENV)/.installed-dev
+REQUIREMENTS := pyproject.toml constraints.txt
+
+# Once installed, nothing here needs a network.
+export HF_HUB_OFFLINE := 1
+export WANDB_MODE := offline
+export WANDB_SILENT := true
+
+.PHONY: quickstart test lint typecheck clean
+.DELETE_ON_ERROR:
+
+quickstart: $(BASE)
+	$(BIN)/python train.py fit --config configs/synthetic/teacher.yaml
+	$(BIN)/python train.py fit --config configs/synthetic/student.yaml
+
+test: lint typecheck
+	$(BIN)/python -m pytest
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# In a copy with callbacks/ and datamodules/ in the places where an installed package has them, so that mypy checks them
+# as lightning_kd.callbacks and lightning_kd.datamodules.
+typecheck: $(DEV)
+	rm -rf build/typecheck
+	mkdir -p build/typecheck
+	cp -Rp lightning_kd build/typecheck/lightning_kd
+	cp -Rp callbacks datamodules build/typecheck/lightning_kd/
+	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
+
+# The constraints stand in the same pip call as the package: an unpinned torch brings gigabytes that a CPU cannot use.
+$(BASE): $(REQUIREMENTS)
+	@echo "Installing lightning-kd into $(VENV): once, a few minutes, about 1.5 GB with a CPU build of torch ..."
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -e .
+	touch $@
+
+# What this installs includes the base.
+$(DEV): $(REQUIREMENTS)
+	@echo "Installing lightning-kd and its checks into $(VENV): once, a few minutes, about 2 GB with a CPU build of torch ..."
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -e '.[dev]'
+	touch $(BASE) $@
+
+clean:
+	rm -rf $(VENV) build dist lightning_kd.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,18 @@
+"""Callbacks: losses and schedules that attach to a module, and what happens at the end of a fit."""
+
+from lightning_kd.callbacks.distillation_loss import DistillationLossCallback
+from lightning_kd.callbacks.export import StudentExport
+from lightning_kd.callbacks.predictions import PredictionWriter
+from lightning_kd.callbacks.quantization import QuantizationCallback
+from lightning_kd.callbacks.report import CompressionReport
+from lightning_kd.callbacks.schedules import LossWeightSchedule, TemperatureSchedule
+
+__all__ = [
+    "CompressionReport",
+    "DistillationLossCallback",
+    "LossWeightSchedule",
+    "PredictionWriter",
+    "QuantizationCallback",
+    "StudentExport",
+    "TemperatureSchedule",
+]

@@ -1,0 +1,113 @@
+"""A report as a table and as a chart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from lightning_kd.callbacks.report import Report
+
+__all__ = ["draw_chart", "markdown_table", "print_table", "table"]
+
+
+def table(report: Report) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of a report; columns that no model has a value for are left out."""
+    header = ["model", "parameters", "size"]
+    header += [f"{metric}, {split}" for split, metrics in report.rows[0].metrics.items() for metric in metrics]
+    header += ["kept", "agrees with float", "ms, p50", "ms, p95", "texts/s", "smaller", "faster"]
+    cells = []
+    for row in report.rows:
+        line = [row.name, f"{row.parameters / 1e6:.1f} M", f"{row.bytes / 1e6:.1f} MB"]
+        for metrics in row.metrics.values():
+            line += [f"{estimate.value:.4f} ± {estimate.standard_error:.4f}" for estimate in metrics.values()]
+        line += [
+            "" if row.kept is None else f"{row.kept:.1f} %",
+            "" if row.agreement is None else f"{100 * row.agreement:.1f} %",
+            f"{row.latency_p50:.2f}",
+            f"{row.latency_p95:.2f}",
+            f"{row.throughput:.0f}",
+            "" if row.times_smaller is None else f"{row.times_smaller:.1f} x",
+            "" if row.times_faster is None else f"{row.times_faster:.1f} x",
+        ]
+        cells.append(line)
+    used = [i for i in range(len(header)) if any(line[i] for line in cells)]
+    return [header[i] for i in used], [[line[i] for i in used] for line in cells]
+
+
+def _notes(report: Report) -> list[str]:
+    rows = ", ".join(f"{split} {rows:,}" for split, rows in report.split_rows.items())
+    chosen = (
+        "never used to choose a checkpoint"
+        if report.main_split == "test"
+        else "also used to choose the checkpoint: hold rows out to measure without that bias"
+    )
+    threads = report.setting["threads"]
+    return [
+        f"Data: {report.setting['data']}. Rows: {rows}. ± is the standard error.",
+        f"Kept: {report.main_metric} on {report.main_split}, as a share of the teacher's; those rows are {chosen}.",
+        f"Times: {threads} thread{'s' if threads > 1 else ''}, {report.setting['processor']}; forward pass without the "
+        "tokenizer; ms for one text, texts/s in batches of 32; all models interleaved.",
+    ]
+
+
+def markdown_table(report: Report) -> str:
+    """The report as a Markdown table with its notes."""
+    header, cells = table(report)
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *cells]
+    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + [""] + [f"{n}\n" for n in _notes(report)])
+
+
+def print_table(report: Report) -> None:
+    """Print the report: a row a model where the terminal is wide enough, else a column a model."""
+    header, cells = table(report)
+    console = Console()
+    width = sum(max(len(line[i]) for line in [header, *cells]) + 3 for i in range(len(header)))
+    lines = [header, *cells]
+    if width > console.width:
+        lines = [list(line) for line in zip(*lines, strict=True)]
+    grid = Table(title="Compression report", title_justify="left")
+    for i, name in enumerate(lines[0]):
+        grid.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+    for line in lines[1:]:
+        grid.add_row(*line)
+    console.print(grid)
+    for note in _notes(report):
+        console.print(note, style="dim", highlight=False)
+
+
+def draw_chart(report: Report, path: Path) -> None:
+    """The main metric against latency, the area of each point being the model's size on disk."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    largest = max(row.bytes for row in report.rows)
+    greys = [f"{0.25 + 0.5 * i / max(1, len(report.rows) - 1):.2f}" for i in range(len(report.rows))]
+    for row, grey in zip(report.rows, greys, strict=True):
+        estimate = row.metrics[report.main_split][report.main_metric]
+        x, y = row.latency_p50, estimate.value
+        axes.errorbar(x, y, yerr=estimate.standard_error, color="0.4", capsize=3, linewidth=1, zorder=2)
+        axes.scatter(x, y, s=1500 * row.bytes / largest, color=grey, alpha=0.75, edgecolor="black", zorder=3)
+        axes.annotate(
+            f"{row.name}\n{row.bytes / 1e6:.1f} MB",
+            (x, y),
+            xytext=(0, -30),
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            fontsize=8,
+            zorder=4,
+        )
+    axes.margins(x=0.25, y=0.5)
+    axes.set_xlim(left=0)
+    axes.set_xlabel(f"latency of one text, median, ms ({report.setting['threads']} thread)")
+    axes.set_ylabel(f"{report.main_metric}, {report.main_split} ({report.split_rows[report.main_split]:,} rows)")
+    axes.set_title("Area: size on disk. Bars: standard error.", fontsize=9, loc="left")
+    axes.grid(color="0.9", zorder=0)
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,84 @@
+"""What the callbacks that work at the end of a fit share."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from transformers import PreTrainedModel
+
+from lightning_kd.models import freeze
+from lightning_kd.module import DistillationModule
+
+__all__ = ["best_student", "is_trial", "on_rank_zero", "output_path", "write_folder"]
+
+T = TypeVar("T")
+
+
+def on_rank_zero(trainer: L.Trainer, work: Callable[[], T]) -> T | None:
+    """Run ``work`` on rank 0 while the others wait; if it fails, every rank raises.
+
+    There must be no collective operation in ``work``.
+    """
+    result: T | None = None
+    error: Exception | None = None
+    if trainer.is_global_zero:
+        try:
+            result = work()
+        except Exception as caught:  # raised again below, once the other ranks know
+            error = caught
+    message = trainer.strategy.broadcast(None if error is None else f"{type(error).__name__}: {error}")
+    if error is not None:
+        raise error
+    if message is not None:
+        raise RuntimeError(f"Rank 0 failed: {message}")
+    return result
+
+
+def best_student(trainer: L.Trainer, module: DistillationModule) -> PreTrainedModel:
+    """A frozen copy of the student on the CPU, with the weights of the best checkpoint.
+
+    The best is that of the first ``ModelCheckpoint`` with a monitored metric; without one, the last weights.
+    """
+    model = copy.deepcopy(module.model).cpu()
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
+            state = torch.load(callback.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
+            prefix = "student."
+            model.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+            break
+    return freeze(model)
+
+
+def is_trial(trainer: L.Trainer) -> bool:
+    """Whether this is a ``fast_dev_run``, which writes nothing."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set by the trainer
+
+
+def output_path(trainer: L.Trainer, given: str | None, default: str) -> Path:
+    """``given``, or ``default`` under the trainer's root folder."""
+    return Path(given) if given is not None else Path(trainer.default_root_dir) / default
+
+
+def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Have ``write`` fill a new folder, and only then give it its final name; what stood there before is replaced."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        write(partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    old = folder.with_name(f"{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,294 @@
+"""Teacher, student and int8 student side by side."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
+
+from lightning_kd._checks import InputError, expected
+from lightning_kd.callbacks._drawing import draw_chart, markdown_table, print_table
+from lightning_kd.callbacks._fit_end import best_student, is_trial, on_rank_zero, output_path
+from lightning_kd.callbacks._loggers import log_report
+from lightning_kd.callbacks.export import StudentExport
+from lightning_kd.callbacks.quantization import QuantizationCallback
+from lightning_kd.measure import Estimate, Evaluation, evaluate, paired_speedup, time_interleaved
+from lightning_kd.models import ModelSource, count_parameters, load_trained
+from lightning_kd.module import DistillationModule
+from lightning_kd.quantization import Forward
+from lightning_kd.runner import Runner, forward_of, weight_bytes
+
+__all__ = ["CompressionReport", "Report", "ReportRow"]
+
+_ROUNDS = 5
+_LATENCY_ROWS = 64
+_THROUGHPUT_BATCHES = 4
+_THROUGHPUT_SIZE = 32
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """One model of a report.
+
+    Attributes:
+        name: ``teacher``, ``student``, ``student int8 (...)`` or a baseline's name.
+        parameters: Number of parameters; of an int8 model, those of the float model it was made from.
+        bytes: On disk, weights and graph.
+        metrics: By split, by metric.
+        kept: Percent of the teacher's main metric on the main split; None without a teacher.
+        agreement: Share of rows of the main split on which an int8 model predicts the same as its float model.
+        latency_p50: Milliseconds for one text.
+        latency_p95: Milliseconds for one text.
+        throughput: Texts a second in batches of 32.
+        times_smaller: Bytes of the teacher over bytes.
+        times_faster: Median over paired measurements of the teacher's time over this model's, one text.
+    """
+
+    name: str
+    parameters: int
+    bytes: int
+    metrics: dict[str, dict[str, Estimate]]
+    latency_p50: float
+    latency_p95: float
+    throughput: float
+    kept: float | None = None
+    agreement: float | None = None
+    times_smaller: float | None = None
+    times_faster: float | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :class:`CompressionReport` measured.
+
+    Attributes:
+        rows: One a model; the teacher first.
+        main_metric: The metric that ``kept`` is about.
+        main_split: The split that it is about: rows never used to choose a checkpoint, if there are any.
+        split_rows: Rows of each split.
+        setting: Data, seed, threads, processor and versions.
+    """
+
+    rows: list[ReportRow]
+    main_metric: str
+    main_split: str
+    split_rows: dict[str, int]
+    setting: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    name: str
+    forward: Forward
+    parameters: int
+    bytes: int
+    float_name: str | None = None
+
+
+class CompressionReport(L.Callback):
+    """At the end of a fit, measures teacher, best student and int8 students, and writes what it found.
+
+    Every metric on the whole validation split and, where the data module holds rows out, on those, each with its
+    standard error; parameters and bytes on disk; latency at batch 1 and throughput at batch 32 on the CPU, all models
+    interleaved in one process. Writes ``report.json``, ``report.md`` and ``report.png``, prints a table, and sends
+    the same to the loggers that can take it.
+
+    In a list of callbacks it comes after every ``QuantizationCallback``.
+
+    Args:
+        baselines: Further models to measure, by name: transformers folders for the same task and tokenizer, e.g. the
+            same student trained without the teacher.
+        threads: Threads of each model while it is timed, above 0.
+        path: The folder for the three files; ``trainer.default_root_dir`` unless given.
+
+    Raises:
+        InputError: In ``setup("fit")``, if a baseline's folder is missing, the data module cannot serve a report, or
+            the order of the callbacks is wrong.
+    """
+
+    def __init__(self, baselines: dict[str, str] | None = None, threads: int = 1, path: str | None = None) -> None:
+        if threads < 1:
+            raise expected("report.threads", "at least 1", threads)
+        self.baselines = dict(baselines or {})
+        self.threads = threads
+        self.path = path
+        #: What was measured, on rank 0 after the fit.
+        self.report: Report | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        if not hasattr(trainer.datamodule, "evaluation_batches"):  # type: ignore[attr-defined]  # set by the trainer
+            raise InputError("CompressionReport needs a data module of lightning_kd.datamodules.")
+        for name, folder in self.baselines.items():
+            if not (Path(folder) / "config.json").is_file():
+                raise expected(f"report.baselines.{name}", "a folder with a model", folder, "There is no config.json.")
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by the trainer
+        if any(isinstance(later, QuantizationCallback) for later in callbacks[callbacks.index(self) :]):
+            raise InputError("CompressionReport must come after every QuantizationCallback in trainer.callbacks.")
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, DistillationModule)  # noqa: S101  # the callbacks belong to this module
+        if is_trial(trainer):
+            return
+        folder = output_path(trainer, self.path, ".")
+
+        def work() -> None:
+            self.report = self._measure(trainer, pl_module)
+            write_report(self.report, folder)
+            log_report(trainer.loggers, self.report, folder / "report.png")
+            print_table(self.report)
+
+        on_rank_zero(trainer, work)
+        rank_zero_info(f"Report: {folder / 'report.json'}, report.md and report.png beside it")
+
+    # ---------------------------------------------------------------------------------------------- measuring
+
+    def _candidates(self, trainer: L.Trainer, module: DistillationModule) -> list[_Candidate]:
+        found = []
+        for name, teacher in module.teachers.items():
+            path = module.teacher_sources[name].path
+            local = path is not None and Path(path).is_dir()
+            size = weight_bytes(Path(path)) if local and path else _tensor_bytes(teacher)
+            label = "teacher" if len(module.teachers) == 1 else f"teacher {name}"
+            found.append(_Candidate(label, forward_of(teacher.cpu(), module.task), count_parameters(teacher), size))
+        for name, folder in self.baselines.items():
+            model = load_trained(ModelSource(folder), module.task.auto_class, f"report.baselines.{name}")
+            size = weight_bytes(Path(folder))
+            found.append(_Candidate(name, forward_of(model, module.task), count_parameters(model), size))
+        student = best_student(trainer, module)
+        parameters = count_parameters(student)
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by the trainer
+        exported = [c.folder for c in callbacks if isinstance(c, StudentExport) and c.folder is not None]
+        size = weight_bytes(exported[0]) if exported else _tensor_bytes(student)
+        found.append(_Candidate("student", forward_of(student, module.task), parameters, size))
+        for callback in callbacks:
+            if isinstance(callback, QuantizationCallback) and callback.folder is not None:
+                forward = Runner.open(callback.folder, self.threads).forward
+                name = f"student int8 ({callback.name})"
+                found.append(_Candidate(name, forward, parameters, weight_bytes(callback.folder), "student"))
+        return found
+
+    def _measure(self, trainer: L.Trainer, module: DistillationModule) -> Report:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by the trainer
+        candidates = self._candidates(trainer, module)
+        splits = {name: rows for name, rows in data.sizes.items() if name != "train"}
+        main_split = "test" if "test" in splits else data.validation_splits[0]
+        total = sum(splits.values())
+        rank_zero_info(f"Measuring {', '.join(c.name for c in candidates)} on {total:,} rows")
+        evaluations: dict[str, dict[str, Evaluation]] = {c.name: {} for c in candidates}
+        outputs = cast(int, module.model.config.num_labels)
+        for split in splits:
+            batches = data.evaluation_batches(split)
+            for c in candidates:
+                evaluations[c.name][split] = evaluate(c.forward, module.task, batches, data.metric_names, outputs)
+        forwards = {c.name: c.forward for c in candidates}
+        single, many = _timing_batches(data, module, main_split)
+        latency = time_interleaved(forwards, single, _ROUNDS, self.threads)
+        throughput = time_interleaved(forwards, many, _ROUNDS, self.threads)
+        main_metric = data.metric_names[0]
+        teacher = candidates[0] if module.teachers else None
+        rows = []
+        for c in candidates:
+            done = evaluations[c.name]
+            value = done[main_split].metrics[main_metric].value
+            rows.append(
+                ReportRow(
+                    name=c.name,
+                    parameters=c.parameters,
+                    bytes=c.bytes,
+                    metrics={split: evaluation.metrics for split, evaluation in done.items()},
+                    latency_p50=float(np.median(latency[c.name]) * 1e3),
+                    latency_p95=float(np.percentile(latency[c.name], 95) * 1e3),
+                    throughput=float(_THROUGHPUT_SIZE / np.median(throughput[c.name])),
+                    kept=_percent(value, evaluations[teacher.name][main_split].metrics[main_metric].value)
+                    if teacher
+                    else None,
+                    agreement=_agreement(done, evaluations[c.float_name], main_split, outputs)
+                    if c.float_name
+                    else None,
+                    times_smaller=teacher.bytes / c.bytes if teacher else None,
+                    times_faster=paired_speedup(latency[teacher.name], latency[c.name]) if teacher else None,
+                )
+            )
+        setting = _setting(data, self.threads, len(single))
+        return Report(rows, main_metric, main_split, splits, setting)
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """Write ``report.json``, ``report.md`` and ``report.png``, each under its final name only when it is whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {"report.json": json.dumps(asdict(report), indent=2) + "\n", "report.md": markdown_table(report)}
+    for name, text in texts.items():
+        partial = folder / f"{name}.partial"
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, folder / name)
+    draw_chart(report, folder / "partial.report.png")
+    os.replace(folder / "partial.report.png", folder / "report.png")
+
+
+def _timing_batches(
+    data: Any, module: DistillationModule, split: str
+) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
+    """The same rows, drawn at random, for every model: singly, and in batches padded to their longest."""
+    order = np.random.default_rng(0).permutation(data.sizes[split]).tolist()
+    rows = [order[i % len(order)] for i in range(_THROUGHPUT_SIZE * _THROUGHPUT_BATCHES)]
+    single = [[row] for row in rows[:_LATENCY_ROWS]]
+    many = [rows[i : i + _THROUGHPUT_SIZE] for i in range(0, len(rows), _THROUGHPUT_SIZE)]
+    inputs = [
+        [module.task.model_inputs(batch) for batch in data.batches_of(split, numbers)] for numbers in (single, many)
+    ]
+    return inputs[0], inputs[1]
+
+
+def _tensor_bytes(model: torch.nn.Module) -> int:
+    """Bytes of a safetensors file with the model's tensors, but for its header."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+
+
+def _percent(value: float, of: float) -> float | None:
+    return 100 * value / of if of > 0 else None
+
+
+def _agreement(own: dict[str, Evaluation], other: dict[str, Evaluation], split: str, outputs: int) -> float | None:
+    if outputs == 1:
+        return None
+    return (own[split].predictions == other[split].predictions).float().mean().item()
+
+
+def _setting(data: Any, threads: int, latency_rows: int) -> dict[str, Any]:
+    packages = ("torch", "lightning", "transformers", "openvino", "nncf")
+    installed = {}
+    for package in packages:
+        try:
+            installed[package] = version(package)
+        except ModuleNotFoundError:
+            continue
+    return {
+        "data": data.describe(),
+        "seed": os.environ.get("PL_GLOBAL_SEED"),
+        "threads": threads,
+        "latency_rows": latency_rows,
+        "processor": _processor(),
+        "versions": installed,
+    }
+
+
+def _processor() -> str:
+    """Name and vector instructions of the processor: int8 speed hangs on them."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    info = Path("/proc/cpuinfo")
+    flags = info.read_text().split() if info.is_file() else []
+    known = {"avx512_vnni": "AVX-512 VNNI", "avx_vnni": "AVX-VNNI", "amx_int8": "AMX int8"}
+    dot_products = [label for flag, label in known.items() if flag in flags]
+    return f"{platform.machine()}, {capability}, int8 dot products: {', '.join(dot_products) or 'none'}"

@@ -1,0 +1,95 @@
+"""Schedules of the temperature and of loss weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+
+from lightning_kd._checks import InputError, check_positive, check_range, expected, nearest
+from lightning_kd.module import DistillationModule
+from lightning_kd.schedules import Schedule
+
+__all__ = ["LossWeightSchedule", "TemperatureSchedule"]
+
+
+class _ScheduleCallback(L.Callback):
+    """Writes a value before every training batch, as a function of the share of the steps done."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            for progress in (0.0, 0.25, 0.5, 0.75, 1.0):
+                self.check(self.schedule(progress))
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.steps = trainer.estimated_stepping_batches
+        if not 0 < self.steps < float("inf"):
+            raise InputError("A schedule runs over the whole training: set trainer.max_epochs or trainer.max_steps.")
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.write(pl_module, self.schedule(min(1.0, trainer.global_step / max(1, self.steps - 1))))
+
+    def check(self, value: float) -> None:
+        """Refuse a value that the schedule must not take."""
+        raise NotImplementedError
+
+    def write(self, module: Any, value: float) -> None:
+        """Set the value in the module."""
+        raise NotImplementedError
+
+
+class TemperatureSchedule(_ScheduleCallback):
+    """Moves the module's temperature over the training.
+
+    Args:
+        schedule: From progress in [0, 1] to a temperature above 0.
+
+    Raises:
+        InputError: In ``setup``, if the schedule goes to 0 or below.
+    """
+
+    def check(self, value: float) -> None:
+        check_positive("schedule", value)
+
+    def write(self, module: DistillationModule, value: float) -> None:
+        module.temperature = value
+
+
+class LossWeightSchedule(_ScheduleCallback):
+    """Moves the weight of one loss over the training.
+
+    Args:
+        loss: The loss's name, or ``hard`` for the supervised loss.
+        schedule: From progress in [0, 1] to a weight of 0 or more.
+
+    Raises:
+        InputError: In ``setup`` if the schedule goes below 0, at the start of training if there is no such loss.
+    """
+
+    def __init__(self, loss: str, schedule: Schedule) -> None:
+        super().__init__(schedule)
+        self.loss = loss
+
+    @property
+    def state_key(self) -> str:
+        return f"{type(self).__qualname__}[{self.loss}]"
+
+    def check(self, value: float) -> None:
+        check_range("schedule", value, 0, float("inf"))
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, DistillationModule)  # noqa: S101  # the callbacks belong to this module
+        names = [*pl_module.losses, "hard"]
+        if self.loss not in names:
+            raise expected("loss", f"one of {', '.join(names)}", self.loss, nearest(self.loss, names))
+
+    def write(self, module: DistillationModule, value: float) -> None:
+        if self.loss == "hard":
+            module.hard_label_weight = value
+        else:
+            module.loss_weights[self.loss] = value

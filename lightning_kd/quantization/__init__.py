@@ -1,0 +1,8 @@
+"""Quantization backends: each writes an int8 folder and opens it again."""
+
+from lightning_kd.quantization.base import Forward, Quantizer
+from lightning_kd.quantization.dynamic import DynamicInt8
+from lightning_kd.quantization.onnxruntime import ONNXRuntimeInt8
+from lightning_kd.quantization.openvino import OpenVINOInt8
+
+__all__ = ["DynamicInt8", "Forward", "ONNXRuntimeInt8", "OpenVINOInt8", "Quantizer"]

@@ -1,0 +1,59 @@
+"""What every quantization backend does: write a folder, and open it again."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+__all__ = ["Forward", "Quantizer"]
+
+#: A batch's tensors by name to logits by name, on the CPU.
+Forward = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+
+
+class Quantizer(ABC):
+    """Post-training quantization by one backend.
+
+    :meth:`convert` writes the int8 model into a folder, :meth:`open` reads it; the configuration and the tokenizer
+    beside it are the caller's.
+    """
+
+    #: The file that tells a folder of this backend from others.
+    file_name: ClassVar[str]
+    #: Whether :meth:`convert` runs the model on training batches to find the range of its activations.
+    needs_calibration: ClassVar[bool] = False
+
+    def check(self) -> None:  # noqa: B027  # most backends have something to check, torch's own does not
+        """Refuse to start where the backend cannot run.
+
+        Raises:
+            InputError: If an extra of the package is missing; the message names it.
+        """
+
+    @abstractmethod
+    def convert(self, model: PreTrainedModel, calibration: Sequence[Mapping[str, Tensor]], folder: Path) -> None:
+        """Write ``model`` as int8 into ``folder``.
+
+        Args:
+            model: The float32 student, in eval mode on the CPU; it is not changed.
+            calibration: The model's inputs for some training batches; empty unless ``needs_calibration``.
+            folder: An existing folder.
+        """
+
+    @classmethod
+    @abstractmethod
+    def open(cls, folder: Path, threads: int | None = None) -> Forward:
+        """The model that :meth:`convert` wrote, ready to run on the CPU.
+
+        Args:
+            folder: Where it is.
+            threads: Threads that it may use, where the backend has threads of its own; all of them unless given.
+
+        Raises:
+            InputError: If an extra of the package is missing.
+        """

@@ -1,0 +1,126 @@
+"""Dynamic int8 with the kernels that torch brings."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedModel
+
+from lightning_kd._checks import InputError
+from lightning_kd.quantization.base import Forward, Quantizer
+
+__all__ = ["DynamicInt8"]
+
+
+class DynamicInt8(Quantizer):
+    """Int8 weights per output channel, activations quantized on the fly: torch's own CPU kernels.
+
+    ``Linear`` layers compute in int8 and embeddings are stored in 8 bits a row. No calibration and no extra package.
+    The folder holds safetensors; nothing in it is unpickled.
+
+    Relations:
+        Always at hand. :class:`~lightning_kd.quantization.OpenVINOInt8` also removes Python from the forward pass,
+        and is faster on processors with int8 dot products (AVX-512 VNNI, AVX-VNNI, AMX).
+    """
+
+    file_name: ClassVar[str] = "int8.safetensors"
+
+    def convert(self, model: PreTrainedModel, calibration: Sequence[Mapping[str, Tensor]], folder: Path) -> None:
+        quantized = _quantize(model)
+        state: dict[str, Tensor] = {}
+        for name, module in quantized.named_modules():
+            if _is_quantized(module):
+                state.update({f"{name}.{key}": value for key, value in _unpack(module).items()})
+        for name, tensor in quantized.state_dict().items():
+            if isinstance(tensor, Tensor) and not _is_packed(name):
+                state[name] = tensor.contiguous()
+        save_file(state, folder / self.file_name)
+
+    @classmethod
+    def open(cls, folder: Path, threads: int | None = None) -> Forward:
+        import transformers
+
+        config = AutoConfig.from_pretrained(folder)
+        kind = getattr(transformers, (config.architectures or [""])[0], None)
+        if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
+            raise InputError(f"The config.json in {folder} does not name a model of transformers in `architectures`.")
+        state = load_file(folder / cls.file_name)
+        model = _quantize(kind._from_config(config).eval())
+        for name, module in list(model.named_modules()):
+            if _is_quantized(module):
+                _pack(module, {key: state.pop(f"{name}.{key}") for key in _KEYS if f"{name}.{key}" in state})
+        found = model.load_state_dict(state, strict=False)
+        if any(not _is_packed(key) for key in found.missing_keys) or found.unexpected_keys:
+            raise InputError(f"{folder / cls.file_name} does not fit the config.json beside it.")
+
+        def forward(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            with torch.inference_mode():
+                return {"logits": model(**inputs).logits}
+
+        return forward
+
+
+#: The tensors of one quantized layer; what is missing is None.
+_KEYS = ("weight", "weight_scale", "weight_zero_point", "bias")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.ao is deprecated in favour of torchao, which has no CPU kernels for eager mode."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
+def _quantize(model: PreTrainedModel) -> nn.Module:
+    with _quiet():
+        from torch.ao.quantization import (
+            float_qparams_weight_only_qconfig,
+            per_channel_dynamic_qconfig,
+            quantize_dynamic,
+        )
+
+        types = {nn.Linear: per_channel_dynamic_qconfig, nn.Embedding: float_qparams_weight_only_qconfig}
+        return quantize_dynamic(copy.deepcopy(model).eval(), types)
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    from torch.ao.nn.quantized import Embedding
+    from torch.ao.nn.quantized.dynamic import Linear
+
+    return isinstance(module, (Embedding, Linear))
+
+
+def _is_packed(key: str) -> bool:
+    """Whether an entry of the state dict belongs to a quantized layer, whose tensors are stored by :data:`_KEYS`."""
+    return "_packed_params" in key or key.endswith((".scale", ".zero_point"))
+
+
+def _unpack(module: Any) -> dict[str, Tensor]:
+    weight = module.weight()
+    tensors = {
+        "weight": weight.int_repr(),
+        "weight_scale": weight.q_per_channel_scales(),
+        "weight_zero_point": weight.q_per_channel_zero_points(),
+    }
+    bias = module.bias() if hasattr(module, "bias") else None
+    return tensors if bias is None else {**tensors, "bias": bias.detach()}
+
+
+def _pack(module: Any, tensors: Mapping[str, Tensor]) -> None:
+    weight = torch._make_per_channel_quantized_tensor(
+        tensors["weight"], tensors["weight_scale"], tensors["weight_zero_point"], 0
+    )
+    if hasattr(module, "set_weight_bias"):
+        module.set_weight_bias(weight, tensors.get("bias"))
+    else:
+        module.set_weight(weight)

@@ -1,0 +1,101 @@
+"""Opens an exported folder, float or int8, and predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from lightning_kd._checks import InputError, expected
+from lightning_kd.models import ModelSource, load_trained
+from lightning_kd.quantization import DynamicInt8, Forward, ONNXRuntimeInt8, OpenVINOInt8, Quantizer
+from lightning_kd.tasks import SequenceClassification, Task
+
+__all__ = ["Runner", "forward_of", "weight_bytes"]
+
+_QUANTIZERS: tuple[type[Quantizer], ...] = (OpenVINOInt8, ONNXRuntimeInt8, DynamicInt8)
+
+
+class Runner:
+    """A model that is ready to predict, whatever runs it: the same interface for float and int8 folders.
+
+    Args:
+        forward: From a batch's tensors to logits.
+        config: The model's configuration, with its label names.
+        tokenizer: The model's tokenizer; its ``model_max_length`` is the longest text that is read.
+        task: From logits to predictions.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        config: PretrainedConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        task: Task = SequenceClassification(),  # noqa: B008  # frozen
+    ) -> None:
+        self.forward = forward
+        self.config = config
+        self.tokenizer = tokenizer
+        self.task = task
+
+    @classmethod
+    def open(cls, folder: str | Path, threads: int | None = None) -> Runner:
+        """Open a folder that a run has written: ``student``, ``int8`` or any transformers folder for the task.
+
+        Args:
+            folder: The folder.
+            threads: Threads that the model may use, where its backend has threads of its own (OpenVINO).
+
+        Raises:
+            InputError: If there is no model in the folder, or its backend's extra is missing.
+        """
+        folder = Path(folder)
+        if not (folder / "config.json").is_file():
+            raise expected("folder", "a folder with a config.json", str(folder))
+        config = AutoConfig.from_pretrained(folder)
+        quantizer = next((kind for kind in _QUANTIZERS if (folder / kind.file_name).is_file()), None)
+        if quantizer is not None:
+            forward = quantizer.open(folder, threads)
+        else:
+            task = SequenceClassification()
+            forward = forward_of(load_trained(ModelSource(str(folder)), task.auto_class, "folder"), task)
+        return cls(forward, config, AutoTokenizer.from_pretrained(folder))
+
+    def predict(self, texts: Sequence[str | tuple[str, str]], batch_size: int = 32) -> list[dict[str, Any]]:
+        """One record a text: ``{"label": ..., "score": ...}``, or only a score for regression.
+
+        Args:
+            texts: Texts or pairs of texts.
+            batch_size: Texts in one forward pass.
+
+        Raises:
+            InputError: If ``texts`` is a single string.
+        """
+        if isinstance(texts, str):
+            raise InputError("Expected argument `texts` to be a list of texts, but got a single string.")
+        records: list[dict[str, Any]] = []
+        for start in range(0, len(texts), batch_size):
+            part = list(texts[start : start + batch_size])
+            encoded = self.tokenizer(part, padding=True, truncation=True, return_tensors="pt")
+            records += self.task.records(self.forward(dict(encoded)), self.config)
+        return records
+
+
+def forward_of(model: PreTrainedModel, task: Task) -> Forward:
+    """A transformers model as a function from a batch on any device to logits on the CPU."""
+
+    def forward(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        with torch.inference_mode():
+            output = model(**{name: value.to(model.device) for name, value in inputs.items()})
+        return {name: value.cpu() for name, value in task.logits(output).items()}
+
+    return forward
+
+
+def weight_bytes(folder: Path) -> int:
+    """Bytes of the files in ``folder`` that hold the model: weights and graph, without tokenizer and configuration."""
+    return sum(f.stat().st_size for f in folder.iterdir() if f.suffix in (".safetensors", ".bin", ".xml", ".onnx"))

@@ -1,0 +1,153 @@
+"""Batches: which rows, in which order, on which rank, and how they are padded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, DataCollatorWithPadding
+
+from lightning_kd import InputError
+from lightning_kd.datamodules.batching import BucketBatchSampler, Collator, TokenizedRows
+
+row_lengths = st.lists(st.integers(1, 60), min_size=1, max_size=120)
+batch_sizes = st.integers(1, 9)
+world_sizes = st.integers(1, 5)
+seeds = st.integers(0, 2**32)
+
+
+def samplers(
+    lengths: list[int], batch_size: int, shuffle: bool, world_size: int, seed: int = 0
+) -> list[BucketBatchSampler]:
+    """The sampler of each rank."""
+    array = np.asarray(lengths)
+    return [BucketBatchSampler(array, batch_size, shuffle, seed, world_size, rank) for rank in range(world_size)]
+
+
+def flat(batches: list[list[int]]) -> list[int]:
+    """The rows of all batches."""
+    return list(chain.from_iterable(batches))
+
+
+@given(lengths=row_lengths, batch_size=batch_sizes, world_size=world_sizes)
+def test_evaluation_sees_every_row_once(lengths: list[int], batch_size: int, world_size: int) -> None:
+    """Stops the padding of a DistributedSampler: repeated rows gave an accuracy of 0.4455 for a true 0.4478."""
+    ranks = [list(sampler) for sampler in samplers(lengths, batch_size, False, world_size)]
+    assert sorted(flat([rows for rank in ranks for rows in rank])) == list(range(len(lengths)))
+    assert all(0 < len(rows) <= batch_size for rank in ranks for rows in rank)
+
+
+@given(lengths=row_lengths, batch_size=batch_sizes, world_size=world_sizes, seed=seeds)
+def test_training_gives_ranks_the_same_number(lengths: list[int], batch_size: int, world_size: int, seed: int) -> None:
+    """Stops a rank that runs out of batches first, which leaves the others waiting for ever; stops lost rows."""
+    ranks = [list(sampler) for sampler in samplers(lengths, batch_size, True, world_size, seed)]
+    assert len({len(rank) for rank in ranks}) == 1
+    assert set(flat([rows for rank in ranks for rows in rank])) == set(range(len(lengths)))
+    assert sum(map(len, ranks)) < -(-len(lengths) // batch_size) + world_size
+    if world_size == 1:
+        assert len(flat(ranks[0])) == len(lengths)
+
+
+@given(lengths=row_lengths, batch_size=batch_sizes, world_size=world_sizes, shuffle=st.booleans())
+def test_len_is_the_number_of_batches(lengths: list[int], batch_size: int, world_size: int, shuffle: bool) -> None:
+    """Stops a progress bar, and a learning rate's decay, over another number of steps than are run."""
+    for sampler in samplers(lengths, batch_size, shuffle, world_size):
+        assert len(sampler) == len(list(sampler))
+
+
+@given(lengths=row_lengths, batch_size=batch_sizes, seed=seeds, epoch=st.integers(0, 100))
+def test_order_depends_on_seed_and_epoch_alone(lengths: list[int], batch_size: int, seed: int, epoch: int) -> None:
+    """Stops an order that depends on what was drawn before: a resumed run would see other batches."""
+    one, other = samplers(lengths, batch_size, True, 1, seed) + samplers(lengths, batch_size, True, 1, seed)
+    one.set_epoch(epoch)
+    first = list(one)
+    np.random.seed(epoch)
+    torch.manual_seed(epoch)
+    for earlier in (3, epoch):
+        other.set_epoch(earlier)
+        again = list(other)
+    assert again == first == list(one)
+
+
+def test_epochs_and_seeds_differ() -> None:
+    """Stops the same batches in every epoch, and an epoch that is the first one of the next seed."""
+    orders = []
+    for seed in range(3):
+        (sampler,) = samplers(list(range(1, 101)), 8, True, 1, seed)
+        for epoch in range(3):
+            sampler.set_epoch(epoch)
+            orders.append(flat(list(sampler)))
+    assert len(set(map(tuple, orders))) == 9
+
+
+def test_ranks_differ_and_agree_on_the_epoch() -> None:
+    """Stops all ranks from training on the same rows, or each on an order of its own."""
+    single = list(samplers(list(range(1, 97)), 8, True, 1)[0])
+    ranks = [list(sampler) for sampler in samplers(list(range(1, 97)), 8, True, 3)]
+    assert [rows for step in zip(*ranks, strict=True) for rows in step] == single
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_rows_of_a_batch_are_of_like_length(shuffle: bool) -> None:
+    """Stops the padding that makes an epoch 2.3 times slower, and batches that come from short to long."""
+    lengths = np.random.default_rng(0).geometric(0.05, 4000).clip(3, 128)
+    batches = list(BucketBatchSampler(lengths, 32, shuffle))
+    padded = sum(len(rows) * lengths[rows].max() for rows in batches)
+    assert padded < 1.1 * lengths.sum()
+    longest = np.asarray([lengths[rows].max() for rows in batches])
+    ascending = (np.diff(longest) >= 0).mean()
+    assert ascending < 0.7 if shuffle else ascending == 1
+
+
+def test_members_of_a_batch_change() -> None:
+    """Stops a shuffle of whole batches, in which the same rows meet in every epoch."""
+    (sampler,) = samplers([5] * 400, 8, True, 1)
+    together = []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        together.append({tuple(sorted(rows)) for rows in sampler})
+    assert not together[0] & together[1]
+
+
+def test_refuses_batch_size() -> None:
+    """Stops an endless loop over batches of nothing."""
+    with pytest.raises(InputError, match="`batch_size` to be at least 1, but got 0"):
+        BucketBatchSampler(np.ones(3), 0, shuffle=True)
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_collator_equals_transformers(tiny_model: Callable[..., Path], family: str, pairs: bool) -> None:
+    """Stops a row that starts one token early, a mask that is off by one, and a pad token of 0 where it is another."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model(family))
+    tokenizer.pad_token = "[MASK]"
+    generator = np.random.default_rng(0)
+    texts = [
+        [" ".join(generator.choice(["ba", "den", "fi", "los"], n)) for n in generator.integers(1, 9, 20)] for _ in "ab"
+    ]
+    encoded = tokenizer(*texts[: 1 + pairs])
+    names = [name for name in encoded if name != "attention_mask"]
+    rows = TokenizedRows(
+        tokens={name: np.asarray(flat(encoded[name]), dtype=np.int32) for name in names},
+        offsets=np.cumsum([0, *map(len, encoded["input_ids"])]),
+        labels=np.arange(100, 120),
+        index=np.arange(200, 220),
+    )
+    assert rows.lengths.tolist() == [len(ids) for ids in encoded["input_ids"]]
+    collate = Collator(rows, tokenizer.pad_token_id)
+    theirs = DataCollatorWithPadding(tokenizer)
+    for numbers in ([3], [5, 0, 19], [7, 7], list(range(20))):
+        batch = collate(numbers)
+        expected = theirs([{name: values[i] for name, values in encoded.items()} for i in numbers])
+        assert batch.pop("labels").tolist() == [100 + i for i in numbers]
+        assert batch.pop("index").tolist() == [200 + i for i in numbers]
+        assert set(batch) == set(expected)
+        for name, values in batch.items():
+            assert values.dtype == torch.int64
+            assert values.tolist() == expected[name].tolist()
