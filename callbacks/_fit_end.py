@@ -6,7 +6,7 @@ import copy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from lightning_kd.models import freeze
 from lightning_kd.module import DistillationModule
 
-__all__ = ["best_student", "is_trial", "on_rank_zero", "output_path", "write_folder"]
+__all__ = ["best_student", "callbacks_of", "data_of", "is_trial", "on_rank_zero", "output_path", "write_folder"]
 
 T = TypeVar("T")
 
@@ -59,6 +59,16 @@ def best_student(trainer: L.Trainer, module: DistillationModule) -> PreTrainedMo
 def is_trial(trainer: L.Trainer) -> bool:
     """Whether this is a ``fast_dev_run``, which writes nothing."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set by the trainer
+
+
+def data_of(trainer: L.Trainer) -> Any:
+    """The data module, or None."""
+    return trainer.datamodule  # type: ignore[attr-defined]  # set by the trainer
+
+
+def callbacks_of(trainer: L.Trainer) -> list[L.Callback]:
+    """The callbacks in the order in which they run."""
+    return trainer.callbacks  # type: ignore[attr-defined,no-any-return]  # set by the trainer
 
 
 def output_path(trainer: L.Trainer, given: str | None, default: str) -> Path:

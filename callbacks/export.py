@@ -8,7 +8,7 @@ import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from transformers import PreTrainedTokenizerBase
 
-from lightning_kd.callbacks._fit_end import best_student, is_trial, on_rank_zero, output_path, write_folder
+from lightning_kd.callbacks._fit_end import best_student, data_of, is_trial, on_rank_zero, output_path, write_folder
 from lightning_kd.module import DistillationModule
 
 __all__ = ["StudentExport", "save_tokenizer"]
@@ -45,7 +45,7 @@ class StudentExport(L.Callback):
 
 def save_tokenizer(trainer: L.Trainer, folder: Path) -> None:
     """Save the data module's tokenizer, if there is one, with the training's length limit."""
-    data = trainer.datamodule  # type: ignore[attr-defined]  # set by the trainer
+    data = data_of(trainer)
     tokenizer: PreTrainedTokenizerBase | None = getattr(data, "tokenizer", None)
     if tokenizer is None:
         return

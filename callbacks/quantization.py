@@ -10,7 +10,15 @@ import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_kd._checks import InputError, expected
-from lightning_kd.callbacks._fit_end import best_student, is_trial, on_rank_zero, output_path, write_folder
+from lightning_kd.callbacks._fit_end import (
+    best_student,
+    callbacks_of,
+    data_of,
+    is_trial,
+    on_rank_zero,
+    output_path,
+    write_folder,
+)
 from lightning_kd.callbacks.export import save_tokenizer
 from lightning_kd.module import DistillationModule
 from lightning_kd.quantization import Quantizer
@@ -43,20 +51,15 @@ class QuantizationCallback(L.Callback):
         self.folder: Path | None = None
 
     @property
-    def name(self) -> str:
-        """The backend's name, as reports show it."""
-        return type(self.quantizer).__name__
-
-    @property
     def state_key(self) -> str:
-        return f"{type(self).__qualname__}[{self.name}, {self.export_dir}]"
+        return f"{type(self).__qualname__}[{self.quantizer.name}, {self.export_dir}]"
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
         self.quantizer.check()
         folder = output_path(trainer, self.export_dir, "int8")
-        for other in trainer.callbacks:  # type: ignore[attr-defined]  # set by the trainer
+        for other in callbacks_of(trainer):
             if other is not self and isinstance(other, QuantizationCallback):
                 if output_path(trainer, other.export_dir, "int8") == folder:
                     raise InputError(f"Two QuantizationCallbacks write to {folder}: give one of them an export_dir.")
@@ -74,7 +77,7 @@ class QuantizationCallback(L.Callback):
             model.config.save_pretrained(partial)
             save_tokenizer(trainer, partial)
 
-        rank_zero_info(f"Quantizing the student with {self.name}")
+        rank_zero_info(f"Quantizing the student with {self.quantizer.name}")
         on_rank_zero(trainer, lambda: write_folder(folder, write))
         self.folder = folder
         rank_zero_info(f"Int8 student: {folder}")
@@ -82,7 +85,7 @@ class QuantizationCallback(L.Callback):
     def _calibration(self, trainer: L.Trainer, module: DistillationModule) -> list[dict[str, Any]]:
         if not self.quantizer.needs_calibration:
             return []
-        data = trainer.datamodule  # type: ignore[attr-defined]  # set by the trainer
+        data = data_of(trainer)
         if hasattr(data, "calibration_batches"):
             batches = data.calibration_batches(self.calibration_batches)
         else:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lightning_kd._checks import InputError, expected
 from lightning_kd.callbacks._drawing import draw_chart, markdown_table, print_table
-from lightning_kd.callbacks._fit_end import best_student, is_trial, on_rank_zero, output_path
+from lightning_kd.callbacks._fit_end import best_student, callbacks_of, data_of, is_trial, on_rank_zero, output_path
 from lightning_kd.callbacks._loggers import log_report
 from lightning_kd.callbacks.export import StudentExport
 from lightning_kd.callbacks.quantization import QuantizationCallback
@@ -41,7 +41,7 @@ class ReportRow:
     """One model of a report.
 
     Attributes:
-        name: ``teacher``, ``student``, ``student int8 (...)`` or a baseline's name.
+        name: ``teacher``, ``student``, ``int8, <backend>`` or a baseline's name.
         parameters: Number of parameters; of an int8 model, those of the float model it was made from.
         bytes: On disk, weights and graph.
         metrics: By split, by metric.
@@ -128,12 +128,12 @@ class CompressionReport(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        if not hasattr(trainer.datamodule, "evaluation_batches"):  # type: ignore[attr-defined]  # set by the trainer
+        if not hasattr(data_of(trainer), "evaluation_batches"):
             raise InputError("CompressionReport needs a data module of lightning_kd.datamodules.")
         for name, folder in self.baselines.items():
             if not (Path(folder) / "config.json").is_file():
                 raise expected(f"report.baselines.{name}", "a folder with a model", folder, "There is no config.json.")
-        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by the trainer
+        callbacks = callbacks_of(trainer)
         if any(isinstance(later, QuantizationCallback) for later in callbacks[callbacks.index(self) :]):
             raise InputError("CompressionReport must come after every QuantizationCallback in trainer.callbacks.")
 
@@ -168,19 +168,19 @@ class CompressionReport(L.Callback):
             found.append(_Candidate(name, forward_of(model, module.task), count_parameters(model), size))
         student = best_student(trainer, module)
         parameters = count_parameters(student)
-        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by the trainer
+        callbacks = callbacks_of(trainer)
         exported = [c.folder for c in callbacks if isinstance(c, StudentExport) and c.folder is not None]
         size = weight_bytes(exported[0]) if exported else _tensor_bytes(student)
         found.append(_Candidate("student", forward_of(student, module.task), parameters, size))
         for callback in callbacks:
             if isinstance(callback, QuantizationCallback) and callback.folder is not None:
                 forward = Runner.open(callback.folder, self.threads).forward
-                name = f"student int8 ({callback.name})"
+                name = f"int8, {callback.quantizer.name}"
                 found.append(_Candidate(name, forward, parameters, weight_bytes(callback.folder), "student"))
         return found
 
     def _measure(self, trainer: L.Trainer, module: DistillationModule) -> Report:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by the trainer
+        data = data_of(trainer)
         candidates = self._candidates(trainer, module)
         splits = {name: rows for name, rows in data.sizes.items() if name != "train"}
         main_split = "test" if "test" in splits else data.validation_splits[0]

@@ -23,6 +23,8 @@ class Quantizer(ABC):
     beside it are the caller's.
     """
 
+    #: As reports show it.
+    name: ClassVar[str]
     #: The file that tells a folder of this backend from others.
     file_name: ClassVar[str]
     #: Whether :meth:`convert` runs the model on training batches to find the range of its activations.

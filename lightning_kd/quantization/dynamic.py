@@ -31,6 +31,7 @@ class DynamicInt8(Quantizer):
         and is faster on processors with int8 dot products (AVX-512 VNNI, AVX-VNNI, AMX).
     """
 
+    name: ClassVar[str] = "torch"
     file_name: ClassVar[str] = "int8.safetensors"
 
     def convert(self, model: PreTrainedModel, calibration: Sequence[Mapping[str, Tensor]], folder: Path) -> None:
@@ -39,9 +40,7 @@ class DynamicInt8(Quantizer):
         for name, module in quantized.named_modules():
             if _is_quantized(module):
                 state.update({f"{name}.{key}": value for key, value in _unpack(module).items()})
-        for name, tensor in quantized.state_dict().items():
-            if isinstance(tensor, Tensor) and not _is_packed(name):
-                state[name] = tensor.contiguous()
+        state.update({name: tensor.contiguous() for name, tensor in _floats(quantized).items()})
         save_file(state, folder / self.file_name)
 
     @classmethod
@@ -57,9 +56,12 @@ class DynamicInt8(Quantizer):
         for name, module in list(model.named_modules()):
             if _is_quantized(module):
                 _pack(module, {key: state.pop(f"{name}.{key}") for key in _KEYS if f"{name}.{key}" in state})
-        found = model.load_state_dict(state, strict=False)
-        if any(not _is_packed(key) for key in found.missing_keys) or found.unexpected_keys:
+        floats = _floats(model)  # not load_state_dict: torch's quantized embedding cannot go without its own entries
+        if floats.keys() != state.keys():
             raise InputError(f"{folder / cls.file_name} does not fit the config.json beside it.")
+        with torch.no_grad():
+            for name, tensor in floats.items():
+                tensor.copy_(state[name])
 
         def forward(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
             with torch.inference_mode():
@@ -100,9 +102,10 @@ def _is_quantized(module: nn.Module) -> bool:
     return isinstance(module, (Embedding, Linear))
 
 
-def _is_packed(key: str) -> bool:
-    """Whether an entry of the state dict belongs to a quantized layer, whose tensors are stored by :data:`_KEYS`."""
-    return "_packed_params" in key or key.endswith((".scale", ".zero_point"))
+def _floats(model: nn.Module) -> dict[str, Tensor]:
+    """The entries of the state dict that belong to no quantized layer."""
+    quantized = [f"{name}." for name, module in model.named_modules() if _is_quantized(module)]
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(tuple(quantized))}
 
 
 def _unpack(module: Any) -> dict[str, Tensor]:

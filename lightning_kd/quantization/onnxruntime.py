@@ -37,6 +37,7 @@ class ONNXRuntimeInt8(Quantizer):
             in 16 bits, which overflow with 8-bit weights; leave it on unless the model is served with VNNI or AMX.
     """
 
+    name: ClassVar[str] = "ONNX Runtime"
     file_name: ClassVar[str] = "model.onnx"
 
     def __init__(self, reduce_range: bool = True) -> None:

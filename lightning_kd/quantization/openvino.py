@@ -33,6 +33,7 @@ class OpenVINOInt8(Quantizer):
         :class:`~lightning_kd.quantization.DynamicInt8` needs no extra and no calibration.
     """
 
+    name: ClassVar[str] = "OpenVINO"
     file_name: ClassVar[str] = "openvino_model.xml"
     needs_calibration: ClassVar[bool] = True
 
