@@ -82,7 +82,7 @@ class SyntheticDataModule(TransformerDataModule):
         num_test: Rows to test on, from 1 to 59,904.
         tokenizer: Hub name or local folder; on the command line, the student's unless given. The grammar's own if there
             is none.
-        max_length: Longest row in tokens, at least 1; a longer one is cut. No sentence has more than 24.
+        max_length: Longest row in tokens, at least 1; a longer one is cut. No sentence has more than 21.
         batch_size: Rows in a training batch, on each device, at least 1.
         eval_batch_size: Rows in an evaluation batch, at least 1.
         holdout_size: Rows taken out of the training split, to test on instead of the test split; from 0 to below
@@ -125,7 +125,7 @@ class SyntheticDataModule(TransformerDataModule):
         for split, rows in self.num_rows.items():
             most = _MAX_ROWS * len(_SPLITS[split])
             if not 1 <= rows <= most:
-                raise expected(f"data.num_{split}", f"from 1 to {most:,}, as no sentence comes twice", f"{rows:,}")
+                raise expected(f"data.num_{split}", f"from 1 to {most:,}, as no sentence comes twice", rows)
         self._splits: dict[str, Dataset] = {}
 
     def load_split(self, split: str) -> Dataset | None:
