@@ -84,30 +84,46 @@ def draw_chart(report: Report, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+    figure = Figure(figsize=(9, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     largest = max(row.bytes for row in report.rows)
-    greys = [f"{0.25 + 0.5 * i / max(1, len(report.rows) - 1):.2f}" for i in range(len(report.rows))]
-    for row, grey in zip(report.rows, greys, strict=True):
+    by_latency = sorted(report.rows, key=lambda row: row.latency_p50)
+    for i, row in enumerate(by_latency):
         estimate = row.metrics[report.main_split][report.main_metric]
         x, y = row.latency_p50, estimate.value
+        number = report.rows.index(row) + 1
+        grey = f"{0.25 + 0.5 * (number - 1) / max(1, len(report.rows) - 1):.2f}"
         axes.errorbar(x, y, yerr=estimate.standard_error, color="0.4", capsize=3, linewidth=1, zorder=2)
-        axes.scatter(x, y, s=1500 * row.bytes / largest, color=grey, alpha=0.75, edgecolor="black", zorder=3)
+        axes.scatter(x, y, s=900 * row.bytes / largest, color=grey, alpha=0.8, edgecolor="black", zorder=3)
         axes.annotate(
-            f"{row.name}\n{row.bytes / 1e6:.1f} MB",
+            str(number),
             (x, y),
-            xytext=(0, -30),
+            xytext=(0, (30, -30, 50, -50)[i % 4]),  # neighbours at different heights, so that close ones can be read
             textcoords="offset points",
             ha="center",
-            va="top",
-            fontsize=8,
+            va="center",
+            weight="bold",
+            arrowprops={"arrowstyle": "-", "color": "0.6"},
             zorder=4,
         )
-    axes.margins(x=0.25, y=0.5)
+        axes.plot([], [], " ", label=f"{number}  {row.name}: {row.bytes / 1e6:.1f} MB, {x:.2f} ms, {y:.3f}")
+    handles, labels = axes.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda i: int(labels[i].split()[0]))
+    figure.legend(
+        [handles[i] for i in order],
+        [labels[i] for i in order],
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
+        handlelength=0,
+        fontsize=9,
+    )
+    axes.margins(x=0.1, y=0.6)
     axes.set_xlim(left=0)
-    axes.set_xlabel(f"latency of one text, median, ms ({report.setting['threads']} thread)")
+    threads = report.setting["threads"]
+    axes.set_xlabel(f"latency of one text, median, ms ({threads} thread{'s' if threads > 1 else ''})")
     axes.set_ylabel(f"{report.main_metric}, {report.main_split} ({report.split_rows[report.main_split]:,} rows)")
-    axes.set_title("Area: size on disk. Bars: standard error.", fontsize=9, loc="left")
+    axes.set_title("Area of a point: size on disk. Bars: standard error.", fontsize=9, loc="left")
     axes.grid(color="0.9", zorder=0)
     figure.savefig(path, dpi=150)

@@ -41,7 +41,7 @@ class ReportRow:
     """One model of a report.
 
     Attributes:
-        name: ``teacher``, ``student``, ``int8, <backend>`` or a baseline's name.
+        name: ``teacher``, ``student`` (``model`` without a teacher), ``int8, <backend>`` or a baseline's name.
         parameters: Number of parameters; of an int8 model, those of the float model it was made from.
         bytes: On disk, weights and graph.
         metrics: By split, by metric.
@@ -131,6 +131,8 @@ class CompressionReport(L.Callback):
         if not hasattr(data_of(trainer), "evaluation_batches"):
             raise InputError("CompressionReport needs a data module of lightning_kd.datamodules.")
         for name, folder in self.baselines.items():
+            if name.startswith(("teacher", "int8")) or name in ("student", "model"):
+                raise expected("report.baselines", "names that no other row of the report has", name)
             if not (Path(folder) / "config.json").is_file():
                 raise expected(f"report.baselines.{name}", "a folder with a model", folder, "There is no config.json.")
         callbacks = callbacks_of(trainer)
@@ -171,12 +173,15 @@ class CompressionReport(L.Callback):
         callbacks = callbacks_of(trainer)
         exported = [c.folder for c in callbacks if isinstance(c, StudentExport) and c.folder is not None]
         size = weight_bytes(exported[0]) if exported else _tensor_bytes(student)
-        found.append(_Candidate("student", forward_of(student, module.task), parameters, size))
+        name = "student" if module.teachers else "model"  # without a teacher it may be one to be
+        found.append(_Candidate(name, forward_of(student, module.task), parameters, size))
         for callback in callbacks:
             if isinstance(callback, QuantizationCallback) and callback.folder is not None:
                 forward = Runner.open(callback.folder, self.threads).forward
-                name = f"int8, {callback.quantizer.name}"
-                found.append(_Candidate(name, forward, parameters, weight_bytes(callback.folder), "student"))
+                int8 = f"int8, {callback.quantizer.name}"
+                if any(c.name == int8 for c in found):
+                    int8 += f" ({callback.folder.name})"
+                found.append(_Candidate(int8, forward, parameters, weight_bytes(callback.folder), name))
         return found
 
     def _measure(self, trainer: L.Trainer, module: DistillationModule) -> Report:

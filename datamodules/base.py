@@ -116,10 +116,9 @@ class TransformerDataModule(L.LightningDataModule):
             self.tokenizer = self.load_tokenizer()
             self.label_names = self._read_label_names()
         if stage == "fit":
-            train, kept, held_out = self._split_train()
+            train, kept, _ = self._split_train()
             self._add("train", train, kept)
-            if len(held_out):
-                self._add("test", train, held_out)
+            self._add_test(required=False)
         if stage in ("fit", "validate"):
             for split in self.validation_splits:
                 rows = self.load_split(split)
@@ -133,18 +132,24 @@ class TransformerDataModule(L.LightningDataModule):
             assert rows is not None  # noqa: S101  # _predict_split names one that is there
             self._add("predict", rows)
 
-    def _add_test(self) -> None:
+    def _add_test(self, required: bool = True) -> None:
+        """The held-out rows, or else the test split if its labels are known."""
         if self.holdout_size:
             train, _, held_out = self._split_train()
             self._add("test", train, held_out)
             return
         rows = self.load_split("test")
-        if rows is None or self.label_column not in rows.column_names or min(rows[self.label_column], default=-1) < 0:
+        if (
+            rows is not None
+            and self.label_column in rows.column_names
+            and min(rows[self.label_column], default=-1) >= 0
+        ):
+            self._add("test", rows)
+        elif required:
             raise InputError(
                 f"{self._name()} has no test split with labels. Set data.holdout_size to hold rows out of the "
                 "training split, or run `validate`."
             )
-        self._add("test", rows)
 
     def _predict_split(self) -> str:
         return "test" if self.load_split("test") is not None else self.validation_splits[0]

@@ -99,7 +99,8 @@ class SyntheticDataModule(TransformerDataModule):
         >>> data.setup("fit")
         >>> data.sizes, data.label_names
         ({'train': 1000, 'validation': 100}, ['negative', 'positive'])
-        >>> data.texts("train")[0]
+        >>> data.texts("train")[1]
+        ('all in all, the opening is terrible, although the finale was utterly brilliant',)
     """
 
     text_columns = ("sentence",)

@@ -51,19 +51,23 @@ class Runner:
             threads: Threads that the model may use, where its backend has threads of its own (OpenVINO).
 
         Raises:
-            InputError: If there is no model in the folder, or its backend's extra is missing.
+            InputError: If a part of the model is missing or damaged, or its backend's extra is not installed.
         """
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise expected("folder", "a folder with a config.json", str(folder))
-        config = AutoConfig.from_pretrained(folder)
+        try:
+            config = AutoConfig.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise expected("folder", "a folder with a configuration and a tokenizer", str(folder)) from error
         quantizer = next((kind for kind in _QUANTIZERS if (folder / kind.file_name).is_file()), None)
         if quantizer is not None:
             forward = quantizer.open(folder, threads)
         else:
             task = SequenceClassification()
             forward = forward_of(load_trained(ModelSource(str(folder)), task.auto_class, "folder"), task)
-        return cls(forward, config, AutoTokenizer.from_pretrained(folder))
+        return cls(forward, config, tokenizer)
 
     def predict(self, texts: Sequence[str | tuple[str, str]], batch_size: int = 32) -> list[dict[str, Any]]:
         """One record a text: ``{"label": ..., "score": ...}``, or only a score for regression.

@@ -18,15 +18,19 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
 )
 
-import numpy as np  # noqa: E402  # what reads the variables comes after them
+import lightning as L  # noqa: E402  # what reads the variables comes after them
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from datasets import ClassLabel, Dataset, Features, Value  # noqa: E402
 from hypothesis import settings  # noqa: E402
+from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
 from torch import Tensor  # noqa: E402
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertTokenizerFast  # noqa: E402
 
-from lightning_kd import InputError  # noqa: E402
+from lightning_kd import DistillationModule, InputError, ModelSource  # noqa: E402
+from lightning_kd.datamodules import GLUEDataModule  # noqa: E402
+from lightning_kd.losses import SoftTargetKL  # noqa: E402
 from lightning_kd.outputs import Features as ModelFeatures  # noqa: E402
 from lightning_kd.outputs import LossInputs  # noqa: E402
 
@@ -154,6 +158,49 @@ def glue_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_glue(tmp_path: Path) -> Callable[..., Path]:
     """Writes a folder ``glue`` in a folder of the test: ``write_glue({set: {split: {column: values}}}, parent)``."""
     return lambda sets, parent="data": _write_glue(tmp_path / parent / "glue", sets)
+
+
+@pytest.fixture(scope="session")
+def glue(glue_folder: Path, tiny_model: Callable[..., Path]) -> Callable[..., GLUEDataModule]:
+    """Serves a set of ``glue_folder`` in 3 batches of 8: ``glue(name, **options)``; SST-2 unless given."""
+    tokenizer = str(tiny_model())  # made here: to make a model moves the seed
+
+    def make(name: str = "sst2", **options: Any) -> GLUEDataModule:
+        settings = {"tokenizer": tokenizer, "batch_size": 8, "eval_batch_size": 4, **options}
+        return GLUEDataModule(name, str(glue_folder), **settings)  # type: ignore[arg-type]  # any of GLUE's names
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def distillation(tiny_model: Callable[..., Path]) -> Callable[..., DistillationModule]:
+    """Makes a module with one teacher and soft targets, both models without dropout: ``distillation(**arguments)``."""
+
+    def make(kind: type[DistillationModule] = DistillationModule, **arguments: Any) -> DistillationModule:
+        still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        defaults = {
+            "student": ModelSource(str(tiny_model(seed=1, **still))),
+            "teachers": {"teacher": ModelSource(str(tiny_model(seed=0, **still)))},
+            "losses": {"soft": SoftTargetKL()},
+        }
+        return kind(**{**defaults, **arguments})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_trainer(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., L.Trainer]:
+    """Makes a quiet trainer of one epoch on the CPU with a folder of its own: ``make_trainer(**options)``."""
+
+    def make(**options: Any) -> L.Trainer:
+        quiet = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False, "enable_model_summary": False}
+        keeps = any(isinstance(callback, ModelCheckpoint) for callback in options.get("callbacks", []))
+        defaults = {"max_epochs": 1, "logger": False, "enable_checkpointing": keeps}
+        defaults["default_root_dir"] = options.get("default_root_dir") or tmp_path_factory.mktemp("run")
+        L.seed_everything(0, verbose=False)
+        return L.Trainer(**{**quiet, **defaults, **options})
+
+    return make
 
 
 @pytest.fixture

@@ -10,7 +10,9 @@ from typing import ClassVar
 from torch import Tensor
 from transformers import PreTrainedModel
 
-__all__ = ["Forward", "Quantizer"]
+from lightning_kd._checks import InputError
+
+__all__ = ["Forward", "Quantizer", "unreadable"]
 
 #: A batch's tensors by name to logits by name, on the CPU.
 Forward = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
@@ -57,5 +59,10 @@ class Quantizer(ABC):
             threads: Threads that it may use, where the backend has threads of its own; all of them unless given.
 
         Raises:
-            InputError: If an extra of the package is missing.
+            InputError: If an extra of the package is missing, or the files are damaged or do not fit each other.
         """
+
+
+def unreadable(path: Path) -> InputError:
+    """What to raise on a file that its backend cannot read."""
+    return InputError(f"{path} is damaged or does not fit the files beside it: copy or export the folder again.")

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
 from lightning_kd._checks import InputError
-from lightning_kd.quantization.base import Forward, Quantizer
+from lightning_kd.quantization.base import Forward, Quantizer, unreadable
 
 __all__ = ["DynamicInt8"]
 
@@ -35,13 +36,7 @@ class DynamicInt8(Quantizer):
     file_name: ClassVar[str] = "int8.safetensors"
 
     def convert(self, model: PreTrainedModel, calibration: Sequence[Mapping[str, Tensor]], folder: Path) -> None:
-        quantized = _quantize(model)
-        state: dict[str, Tensor] = {}
-        for name, module in quantized.named_modules():
-            if _is_quantized(module):
-                state.update({f"{name}.{key}": value for key, value in _unpack(module).items()})
-        state.update({name: tensor.contiguous() for name, tensor in _floats(quantized).items()})
-        save_file(state, folder / self.file_name)
+        save_file(_state(_quantize(model)), folder / self.file_name)
 
     @classmethod
     def open(cls, folder: Path, threads: int | None = None) -> Forward:
@@ -51,21 +46,23 @@ class DynamicInt8(Quantizer):
         kind = getattr(transformers, (config.architectures or [""])[0], None)
         if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
             raise InputError(f"The config.json in {folder} does not name a model of transformers in `architectures`.")
-        state = load_file(folder / cls.file_name)
+        try:
+            state = load_file(folder / cls.file_name)
+        except SafetensorError as error:
+            raise unreadable(folder / cls.file_name) from error
         model = _quantize(kind._from_config(config).eval())
+        if _layout(state) != _layout(_state(model)):
+            raise unreadable(folder / cls.file_name)
         for name, module in list(model.named_modules()):
             if _is_quantized(module):
                 _pack(module, {key: state.pop(f"{name}.{key}") for key in _KEYS if f"{name}.{key}" in state})
-        floats = _floats(model)  # not load_state_dict: torch's quantized embedding cannot go without its own entries
-        if floats.keys() != state.keys():
-            raise InputError(f"{folder / cls.file_name} does not fit the config.json beside it.")
-        with torch.no_grad():
-            for name, tensor in floats.items():
+        with torch.no_grad():  # not load_state_dict: torch's quantized embedding cannot go without its own entries
+            for name, tensor in _floats(model).items():
                 tensor.copy_(state[name])
 
         def forward(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
             with torch.inference_mode():
-                return {"logits": model(**inputs).logits}
+                return {"logits": model(**{name: value.contiguous() for name, value in inputs.items()}).logits}
 
         return forward
 
@@ -102,6 +99,19 @@ def _is_quantized(module: nn.Module) -> bool:
     return isinstance(module, (Embedding, Linear))
 
 
+def _state(quantized: nn.Module) -> dict[str, Tensor]:
+    """All that the file holds."""
+    state: dict[str, Tensor] = {}
+    for name, module in quantized.named_modules():
+        if _is_quantized(module):
+            state.update({f"{name}.{key}": value for key, value in _unpack(module).items()})
+    return {**state, **{name: tensor.contiguous() for name, tensor in _floats(quantized).items()}}
+
+
+def _layout(state: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, torch.Size]]:
+    return {name: (tensor.dtype, tensor.shape) for name, tensor in state.items()}
+
+
 def _floats(model: nn.Module) -> dict[str, Tensor]:
     """The entries of the state dict that belong to no quantized layer."""
     quantized = [f"{name}." for name, module in model.named_modules() if _is_quantized(module)]
@@ -110,10 +120,10 @@ def _floats(model: nn.Module) -> dict[str, Tensor]:
 
 def _unpack(module: Any) -> dict[str, Tensor]:
     weight = module.weight()
-    tensors = {
+    tensors = {  # copies: those of an embedding point into the module's memory, and do not keep it alive
         "weight": weight.int_repr(),
-        "weight_scale": weight.q_per_channel_scales(),
-        "weight_zero_point": weight.q_per_channel_zero_points(),
+        "weight_scale": weight.q_per_channel_scales().clone(),
+        "weight_zero_point": weight.q_per_channel_zero_points().clone(),
     }
     bias = module.bias() if hasattr(module, "bias") else None
     return tensors if bias is None else {**tensors, "bias": bias.detach()}

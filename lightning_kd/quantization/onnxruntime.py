@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightning_kd._checks import InputError
-from lightning_kd.quantization.base import Forward, Quantizer
+from lightning_kd.quantization.base import Forward, Quantizer, unreadable
 
 __all__ = ["ONNXRuntimeInt8"]
 
@@ -74,7 +74,10 @@ class ONNXRuntimeInt8(Quantizer):
         options = onnxruntime.SessionOptions()
         if threads is not None:
             options.intra_op_num_threads = threads
-        session = onnxruntime.InferenceSession(folder / cls.file_name, options, providers=["CPUExecutionProvider"])
+        try:
+            session = onnxruntime.InferenceSession(folder / cls.file_name, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its classes have no base of their own
+            raise unreadable(folder / cls.file_name) from error
         names = {port.name for port in session.get_inputs()}
 
         def forward(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightning_kd._checks import InputError
-from lightning_kd.quantization.base import Forward, Quantizer
+from lightning_kd.quantization.base import Forward, Quantizer, unreadable
 
 __all__ = ["OpenVINOInt8"]
 
@@ -74,7 +74,10 @@ class OpenVINOInt8(Quantizer):
         options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
-        compiled = openvino.Core().compile_model(folder / cls.file_name, "CPU", options)
+        try:
+            compiled = openvino.Core().compile_model(folder / cls.file_name, "CPU", options)
+        except RuntimeError as error:
+            raise unreadable(folder / cls.file_name) from error
         request = compiled.create_infer_request()
         names = {name for port in compiled.inputs for name in port.get_names()}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -62,18 +62,18 @@ class SequenceClassification(Task):
         return F.mse_loss(values[:, 0], labels) if labels.is_floating_point() else F.cross_entropy(values, labels)
 
     def metrics(self, names: Sequence[str], num_outputs: int) -> MetricCollection:
-        known: dict[str, Metric] = {"pearson": PearsonCorrCoef(), "spearman": SpearmanCorrCoef()}
+        known: dict[str, Callable[[], Metric]] = {"pearson": PearsonCorrCoef, "spearman": SpearmanCorrCoef}
         if num_outputs > 1:
             known = {
-                "accuracy": MulticlassAccuracy(num_outputs, average="micro"),
-                "matthews": MatthewsCorrCoef(num_outputs),
+                "accuracy": lambda: MulticlassAccuracy(num_outputs, average="micro"),
+                "matthews": lambda: MatthewsCorrCoef(num_outputs),
             }
-        if num_outputs == 2:
-            known["f1"] = BinaryF1Score()
+            if num_outputs == 2:
+                known["f1"] = BinaryF1Score
         unknown = [name for name in names if name not in known]
         if unknown:
             raise expected("metric_names", f"among {', '.join(sorted(known))}", ", ".join(unknown))
-        return MetricCollection({name: known[name] for name in names}, compute_groups=False)
+        return MetricCollection({name: known[name]() for name in names}, compute_groups=False)
 
     def predictions(self, logits: Mapping[str, Tensor]) -> Tensor:
         values = logits["logits"].float()

@@ -1,0 +1,117 @@
+"""Every experiment in configs/ parses, and says how to run it."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import yaml
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+import lightning_kd.callbacks
+import lightning_kd.datamodules
+import lightning_kd.losses
+import lightning_kd.quantization
+from lightning_kd import DistillationModule, cli
+
+pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")  # pytest's own stand in sys.argv
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+#: Exported classes that no config names, and why.
+ON_EVERY_RUN = {
+    "CompressionReport": "the command line adds it as `report`",
+    "PredictionWriter": "the command line adds it as `predictions`",
+    "StudentExport": "the command line adds it as `export`",
+}
+
+
+def names(config: Path) -> str:
+    return str(config.relative_to(ROOT))
+
+
+def commands(config: Path) -> list[list[str]]:
+    """The arguments of every command in the comment at the top; one that starts with `...` goes on from the first."""
+    header = ""
+    for line in config.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        header += line.removeprefix("#").strip() + "\n"
+    lines = header.replace("\\\n", " ").splitlines()
+    whole = [shlex.split(line.removeprefix("python train.py")) for line in lines if line.startswith("python train.py")]
+    more = [shlex.split(line.removeprefix("...")) for line in lines if line.startswith("...")]
+    return whole + [whole[0] + arguments for arguments in more]
+
+
+@pytest.fixture
+def instantiated(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[cli.DistillationCLI]]:
+    """The command lines that were parsed and instantiated; none of them runs, and none looks for a model."""
+    made: list[cli.DistillationCLI] = []
+    monkeypatch.setattr(cli.DistillationCLI, "_run_subcommand", lambda self, _: made.append(self))
+    monkeypatch.setattr(cli, "load_config", lambda *_: None)
+    monkeypatch.chdir(ROOT)
+    yield made
+    rank_zero_only.rank = 0
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=names)
+def test_the_header_says_how_to_run_it(config: Path) -> None:
+    """Stops a config that was copied from naming the file that it was copied from."""
+    assert commands(config), "the comment at the top holds no `python train.py ...`"
+    for arguments in commands(config):
+        assert arguments[:2] == ["fit", "--config"]
+        assert arguments[2] == names(config)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=names)
+def test_every_command_in_the_header_fits_the_signatures(config: Path, instantiated: list[Any]) -> None:
+    """Stops an argument that was renamed in Python alone from failing at its first user's."""
+    for arguments in commands(config):
+        cli.main(arguments)
+    assert len(instantiated) == len(commands(config))
+    for made in instantiated:
+        assert isinstance(made.model, DistillationModule) and made.model.student is None
+        assert isinstance(made.datamodule, L.LightningDataModule) and isinstance(made.trainer, L.Trainer)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=names)
+def test_runs_write_into_folders_of_their_own(config: Path) -> None:
+    """Stops a config that was copied from replacing another experiment's student."""
+    trainer = yaml.safe_load(config.read_text(encoding="utf-8"))["trainer"]
+    roots = [yaml.safe_load(other.read_text(encoding="utf-8"))["trainer"]["default_root_dir"] for other in CONFIGS]
+    assert roots.count(trainer["default_root_dir"]) == 1
+    for callback in trainer.get("callbacks", []):
+        folder = callback.get("init_args", {}).get("export_dir")
+        assert folder is None or folder.startswith(trainer["default_root_dir"] + "/")
+
+
+def exported() -> Iterator[tuple[str, type]]:
+    """The classes that a config can name: neither abstract nor a plain record."""
+    for package in (
+        lightning_kd.losses,
+        lightning_kd.callbacks,
+        lightning_kd.quantization,
+        lightning_kd.datamodules,
+    ):
+        for name in package.__all__:
+            value = getattr(package, name)
+            if inspect.isclass(value) and not dataclasses.is_dataclass(value):
+                is_base = inspect.isabstract(value) or name in ("DistillationLoss", "TransformerDataModule")
+                if not is_base:
+                    yield f"{package.__name__}.{name}", value
+
+
+@pytest.mark.parametrize("name", [name for name, _ in exported()])
+def test_every_class_stands_in_a_config(name: str) -> None:
+    """Stops a class that nobody has ever named from YAML: its signature may not parse at all."""
+    if name.rpartition(".")[2] in ON_EVERY_RUN:
+        pytest.skip(ON_EVERY_RUN[name.rpartition(".")[2]])
+    pattern = re.compile(rf"class_path: {re.escape(name)}\b")
+    assert any(pattern.search(config.read_text(encoding="utf-8")) for config in CONFIGS), f"no config names {name}"

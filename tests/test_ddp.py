@@ -1,0 +1,245 @@
+"""Two processes do what one does, once."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from transformers import AutoConfig
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[1]
+TIMEOUT = 240
+STUDENT = {
+    "from_scratch": True,
+    "config": {
+        "model_type": "bert",
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "max_position_embeddings": 32,
+    },
+}
+#: 201 rows to validate on: an odd number, which a padding sampler would round up.
+DATA = {
+    "class_path": "lightning_kd.datamodules.SyntheticDataModule",
+    "init_args": {"num_train": 72, "num_validation": 201, "num_test": 5, "batch_size": 12, "eval_batch_size": 8},
+}
+TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
+FAILING = '''
+from lightning_kd.quantization import DynamicInt8
+
+class Failing(DynamicInt8):
+    """Breaks off with a part of the folder written."""
+
+    def convert(self, model, calibration, folder):
+        super().convert(model, calibration, folder)
+        raise RuntimeError("the disk is full")
+'''
+
+
+def train(root: Path, subcommand: str, config: dict[str, Any], *more: str, path: Path | None = None) -> Any:
+    """Run `train.py` in processes of its own; a hang fails the test."""
+    root.mkdir(parents=True, exist_ok=True)
+    trainer = {"accelerator": "cpu", "devices": 1, "default_root_dir": str(root), "enable_progress_bar": False}
+    whole = {"seed_everything": 0, "data": DATA, **config, "trainer": {**trainer, **config.get("trainer", {})}}
+    (root / "input.yaml").write_text(yaml.safe_dump(whole))
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("PL_", "WANDB_"))},
+        "PYTHONPATH": os.pathsep.join(map(str, [ROOT, *([path] if path else [])])),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "WANDB_SILENT": "true",
+        "WANDB_DIR": str(root),
+    }
+    return subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), subcommand, "--config", str(root / "input.yaml"), *more],
+        env=environment,
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+
+
+def distilled(teacher: Path) -> dict[str, Any]:
+    match = {"student_layer": -1, "teacher_layer": -1}
+    return {
+        "student": STUDENT,
+        "teachers": {"big": {"path": str(teacher)}},
+        "losses": {
+            "soft": {"class_path": "lightning_kd.losses.SoftTargetKL"},
+            "hidden": {"class_path": "lightning_kd.losses.HiddenStateMSE", "init_args": {"matches": [match]}},
+        },
+        "loss_weights": {"hidden": 0.5},
+    }
+
+
+def quantization(class_path: str) -> dict[str, Any]:
+    return {
+        "class_path": "lightning_kd.callbacks.QuantizationCallback",
+        "init_args": {"quantizer": {"class_path": class_path}},
+    }
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model twice as wide as the student, with the tokenizer of the data: untrained, for it only has to teach."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from lightning_kd.datamodules import SyntheticDataModule
+
+    folder = tmp_path_factory.mktemp("teacher")
+    tokenizer = SyntheticDataModule().load_tokenizer()
+    shape = {**STUDENT["config"], "hidden_size": 32, "num_hidden_layers": 2, "vocab_size": len(tokenizer)}  # type: ignore[dict-item]
+    shape |= {"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}}
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**shape)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class Run:
+    """A fit of two processes that is over."""
+
+    root: Path
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def fitted(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    root = tmp_path_factory.mktemp("fit")
+    checkpoint = {
+        "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+        "init_args": {"monitor": "val/accuracy", "mode": "max"},
+    }
+    callbacks = [quantization("lightning_kd.quantization.DynamicInt8"), checkpoint]
+    trainer = {"max_epochs": 1, "log_every_n_steps": 1, "callbacks": callbacks}
+    wandb = ("--trainer.logger", "WandbLogger", "--trainer.logger.offline", "true")
+    done = train(
+        root,
+        "fit",
+        {"model": distilled(teacher), "trainer": trainer},
+        *TWO,
+        *wandb,
+        *("--trainer.logger.save_dir", str(root / "wandb-logs"), "--trainer.logger.project", "tests"),
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+    return Run(root, done.stdout, done.stderr)
+
+
+def test_rank_zero_writes_once(fitted: Run) -> None:
+    """Stops two ranks from writing one folder, or from printing two reports."""
+    assert [path.parent.name for path in fitted.root.rglob("int8.safetensors")] == ["int8"]
+    assert len(list(fitted.root.rglob("report.json"))) == 1
+    assert len(list(fitted.root.rglob("model.safetensors"))) == 1
+    assert not list(fitted.root.rglob("*partial*"))
+    assert fitted.out.count("Compression report") == 1
+    report = json.loads((fitted.root / "report.json").read_text())
+    assert [row["name"] for row in report["rows"]] == ["teacher", "student", "int8, torch"]
+    assert report["split_rows"]["validation"] == 201
+
+
+def metrics(root: Path) -> dict[str, float]:
+    [file] = root.rglob("metrics.csv")
+    with file.open() as opened:
+        rows = list(csv.DictReader(opened))
+    return {name: float(value) for row in rows for name, value in row.items() if name.startswith("val/") and value}
+
+
+def test_evaluation_counts_every_row_once(fitted: Run, tmp_path: Path) -> None:
+    """Stops a padded sampler from counting a row twice: 0.4455 was measured for a true 0.4478."""
+    model = {"student": {"path": str(fitted.root / "student")}}
+    found = []
+    for name, more in (("one", ()), ("two", TWO)):
+        root = tmp_path / name
+        logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(root)}}
+        done = train(root, "validate", {"model": model, "trainer": {"logger": logger}}, *more)
+        assert done.returncode == 0, done.stderr[-6000:]
+        found.append(metrics(root))
+    assert found[0]["val/accuracy"] == found[1]["val/accuracy"]
+    assert found[0]["val/loss"] == pytest.approx(found[1]["val/loss"], rel=1e-6)
+    rows = found[0]["val/accuracy"] * 201
+    assert rows == pytest.approx(round(rows), abs=1e-3)
+    report = json.loads((fitted.root / "report.json").read_text())
+    assert report["rows"][1]["metrics"]["validation"]["accuracy"]["value"] == found[0]["val/accuracy"]
+
+
+@dataclass(frozen=True)
+class OfflineRun:
+    """What an offline run has recorded for W&B."""
+
+    config: dict[str, Any]
+    history: list[dict[str, Any]]
+
+
+def read_offline_run(folder: Path) -> OfflineRun:
+    """Read the records with W&B's own reader."""
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    [file] = folder.rglob("*.wandb")
+    store = DataStore()
+    store.open_for_scan(str(file))
+    config: dict[str, Any] = {}
+    history: list[dict[str, Any]] = []
+    while (data := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        kind = record.WhichOneof("record_type")
+        updates = record.config.update if kind == "config" else record.run.config.update if kind == "run" else ()
+        for item in updates:
+            config[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
+        if kind == "history":
+            items = record.history.item
+            history.append({item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items})
+    return OfflineRun(config, history)
+
+
+def test_wandb_has_the_configuration_and_the_report(fitted: Run, teacher: Path) -> None:
+    """Stops runs that cannot be told apart: W&B gets no more of a command line than it is given."""
+    recorded = read_offline_run(fitted.root)
+    config = {name: value for name, value in recorded.config.items() if not name.startswith("_")}
+    assert {"seed_everything", "model", "data", "trainer", "export", "report", "predictions"} <= config.keys()
+    assert config["model"]["teachers"]["big"]["path"] == str(teacher)
+    assert config["model"]["loss_weights"] == {"hidden": 0.5}
+    assert config["data"]["init_args"]["num_validation"] == 201
+    assert config["trainer"]["devices"] in (2, "2") and config["trainer"]["strategy"] == "ddp"
+    assert not {"student", "teachers", "temperature", "task", "_instantiator"} & config.keys(), "it is there twice"
+    keys = {key for row in recorded.history for key in row}
+    assert {"train/loss", "train/loss/hard", "train/loss/soft", "train/loss/hidden", "val/accuracy"} <= keys
+    figures = {key for key in keys if key.startswith("report/")}
+    assert {"report/student/megabytes", "report/int8, torch/validation/accuracy"} <= figures
+    [table] = [row["report"] for row in recorded.history if "report" in row]
+    assert table["_type"] == "table-file" and table["nrows"] == 3
+    assert any("report_chart" in key for key in keys)
+    losses = [row for row in recorded.history if "train/loss" in row]
+    assert len(losses) == 3, "72 rows, 2 ranks, batches of 12"
+
+
+def test_a_quantizer_that_fails_on_rank_zero_ends_both(teacher: Path, tmp_path: Path) -> None:
+    """Stops the other rank from waiting for ever at a barrier that rank 0 never reaches."""
+    helpers = tmp_path / "helpers"
+    helpers.mkdir()
+    (helpers / "failing_quantizer.py").write_text(FAILING)
+    root = tmp_path / "fit"
+    trainer = {"max_epochs": 1, "logger": False, "callbacks": [quantization("failing_quantizer.Failing")]}
+    config = {"model": distilled(teacher), "trainer": trainer}
+    done = train(root, "fit", config, *TWO, path=helpers)  # subprocess.run ends both, and raises, after TIMEOUT
+    assert done.returncode != 0
+    assert "the disk is full" in done.stderr
+    assert (root / "student" / "model.safetensors").is_file()
+    assert not (root / "int8").exists() and not list(root.glob("*partial*"))
