@@ -46,12 +46,17 @@ def _notes(report: Report) -> list[str]:
         else "also used to choose the checkpoint: hold rows out to measure without that bias"
     )
     threads = report.setting["threads"]
-    return [
-        f"Data: {report.setting['data']}. Rows: {rows}. ± is the standard error.",
-        f"Kept: {report.main_metric} on {report.main_split}, as a share of the teacher's; those rows are {chosen}.",
-        f"Times: {threads} thread{'s' if threads > 1 else ''}, {report.setting['processor']}; forward pass without the "
-        "tokenizer; ms for one text, texts/s in batches of 32; all models interleaved.",
+    notes = [
+        f"Data: {report.setting['data']}. Rows: {rows}. Those of {report.main_split} are {chosen}.",
+        "±: standard error.",
     ]
+    if any(row.kept is not None for row in report.rows):
+        notes.append(f"Kept: {report.main_metric} on {report.main_split}, as a share of the teacher's.")
+    notes.append(
+        f"Times: {threads} thread{'s' if threads > 1 else ''}, {report.setting['processor']}; forward pass without the "
+        "tokenizer; ms for one text, texts/s in batches of 32; all models interleaved."
+    )
+    return notes
 
 
 def markdown_table(report: Report) -> str:

@@ -13,10 +13,7 @@ from lightning_kd.datamodules.base import TransformerDataModule
 
 __all__ = ["SyntheticDataModule"]
 
-_OPENINGS = tuple(
-    "|frankly, |overall, |honestly, |for me, |to my mind, |in the end, |to be fair, "
-    "|all in all, |as a whole, |in short, |in my opinion, ".split("|")
-)
+_CLOSINGS = tuple("| overall| throughout| this time| once again| for me| to my mind| on the whole| in this film| in short| at times| all in all".split("|"))
 _SUBJECTS = tuple(
     "acting cast hero villain lead script plot story dialogue humor romance mystery "
     "opening ending finale pacing music score sound cinematography lighting editing set wardrobe".split()
@@ -34,7 +31,7 @@ _NEGATIONS = ("not ", "never ", "hardly ", "not very ")
 #: From weak to strong; a negated adjective is as strong as a bare one, "not very" included. The bare one stands there
 #: four times, so that a quarter of the clauses is bare and a quarter negated.
 _DEGREES = (
-    ("slightly ", "somewhat ", "mildly ", "a little "),
+    ("slightly ", "somewhat ", "mildly ", "partly "),
     ("", "", "", "", *_NEGATIONS),
     ("very ", "truly ", "utterly ", "absolutely "),
 )
@@ -48,13 +45,13 @@ _CONTRASTS = (
     "{main}, even though {other}",
 )
 #: Share of the rows: one clause; two that agree; two that disagree, where the stronger wins; a contrast.
-_SHARES = {"one": 0.25, "agree": 0.15, "stronger": 0.2, "contrast": 0.4}
+_SHARES = {"one": 0.3, "agree": 0.3, "stronger": 0.15, "contrast": 0.25}
 
 #: A sentence belongs to one split, whatever the seed and the sizes: by its checksum modulo 4.
 _SPLITS = {"train": (0, 1), "validation": (2,), "test": (3,)}
 #: Rows for each quarter of the sentences. The sentences of one clause are the fewest: this many rows take a quarter of
 #: them, so that a new one is always found soon.
-_MAX_ROWS = len(_OPENINGS) * len(_SUBJECTS) * len(_VERBS) * len(set(_MODIFIERS)) * len(_POSITIVE + _NEGATIVE) // 4
+_MAX_ROWS = len(_CLOSINGS) * len(_SUBJECTS) * len(_VERBS) * len(set(_MODIFIERS)) * len(_POSITIVE + _NEGATIVE) // 4
 
 
 class SyntheticDataModule(TransformerDataModule):
@@ -98,7 +95,7 @@ class SyntheticDataModule(TransformerDataModule):
         >>> data = SyntheticDataModule(num_train=1000, num_validation=100, num_test=100)
         >>> data.setup("fit")
         >>> data.sizes, data.label_names
-        ({'train': 1000, 'validation': 100}, ['negative', 'positive'])
+        ({'train': 1000, 'test': 100, 'validation': 100}, ['negative', 'positive'])
         >>> data.texts("train")[1]
         ('all in all, the opening is terrible, although the finale was utterly brilliant',)
     """
@@ -164,15 +161,15 @@ def _write_sentences(split: str, rows: int, seed: int) -> dict[str, int]:
 
 
 def _sentence(rng: random.Random, kind: str, positive: bool) -> str:
-    opening = rng.choice(_OPENINGS)
     subject, other_subject = rng.sample(_SUBJECTS, 2)
     if kind == "one":
-        return opening + _clause(rng, subject, positive)
-    if kind == "contrast":
+        body = _clause(rng, subject, positive)
+    elif kind == "contrast":
         main, other = _clause(rng, subject, positive), _clause(rng, other_subject, not positive)
-        return opening + rng.choice(_CONTRASTS).format(main=main, other=other)
-    if kind == "agree":
-        clauses = [_clause(rng, subject, positive), _clause(rng, other_subject, positive)]
+        body = rng.choice(_CONTRASTS).format(main=main, other=other)
+    elif kind == "agree":
+        main, other = _clause(rng, subject, positive), _clause(rng, other_subject, positive)
+        body = rng.choice((*_CONTRASTS, "{main} and {other}")).format(main=main, other=other)
     else:
         weaker, stronger = sorted(rng.sample(range(len(_DEGREES)), 2))
         clauses = [
@@ -180,7 +177,8 @@ def _sentence(rng: random.Random, kind: str, positive: bool) -> str:
             _clause(rng, other_subject, not positive, _DEGREES[weaker]),
         ]
         rng.shuffle(clauses)
-    return opening + " and ".join(clauses)
+        body = " and ".join(clauses)
+    return body + rng.choice(_CLOSINGS)
 
 
 def _clause(rng: random.Random, subject: str, positive: bool, modifiers: tuple[str, ...] = _MODIFIERS) -> str:
@@ -190,7 +188,7 @@ def _clause(rng: random.Random, subject: str, positive: bool, modifiers: tuple[s
 
 
 def _grammar_tokenizer() -> PreTrainedTokenizerBase:
-    parts = (*_OPENINGS, *_SUBJECTS, *_VERBS, *_POSITIVE, *_NEGATIVE, *_MODIFIERS, *_CONTRASTS, "the", "and")
+    parts = (*_CLOSINGS, *_SUBJECTS, *_VERBS, *_POSITIVE, *_NEGATIVE, *_MODIFIERS, *_CONTRASTS, "the", "and")
     words = " ".join(parts).format(main="", other="").replace(",", " , ").split()
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(set(words))]
     return BertTokenizerFast(vocab={token: number for number, token in enumerate(tokens)})

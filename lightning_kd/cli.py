@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import sys
+import warnings
 from typing import Any, NoReturn
 
 import lightning as L
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from transformers.utils import logging as transformers_logging
 
 from lightning_kd._checks import InputError, expected, nearest
 from lightning_kd.callbacks import CompressionReport, PredictionWriter, StudentExport
@@ -122,6 +125,7 @@ def main(args: ArgsType = None) -> None:
     Args:
         args: What was typed; ``sys.argv`` unless given.
     """
+    _hush()
     try:
         DistillationCLI(args)
     except ValueError as error:
@@ -130,3 +134,13 @@ def main(args: ArgsType = None) -> None:
             raise
         print(f"error: {own}", file=sys.stderr)
         sys.exit(2)
+
+
+def _hush() -> None:
+    """Leave out what other libraries say that nobody at a command line can act on."""
+    transformers_logging.set_verbosity_error()  # that a student's head starts from random weights, above all
+    transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message="The dirpath has changed")  # every run has a folder of its own
+    rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    rank_zero.addFilter(lambda record: "Tip: " not in record.getMessage() and "TPU" not in record.getMessage())

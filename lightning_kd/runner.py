@@ -61,6 +61,8 @@ class Runner:
             tokenizer = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError) as error:
             raise expected("folder", "a folder with a configuration and a tokenizer", str(folder)) from error
+        if not any((folder / file).is_file() for file in tokenizer.vocab_files_names.values()):
+            raise expected("folder", "a folder with a tokenizer", str(folder))  # or transformers makes up an empty one
         quantizer = next((kind for kind in _QUANTIZERS if (folder / kind.file_name).is_file()), None)
         if quantizer is not None:
             forward = quantizer.open(folder, threads)

@@ -156,7 +156,7 @@ def test_a_student_int8_and_report_are_written(student: Run) -> None:
     assert (student.root / "int8" / "int8.safetensors").is_file()
     report = json.loads((student.root / "report.json").read_text())
     assert [row["name"] for row in report["rows"]] == ["teacher", "student", "int8, torch"]
-    assert report["split_rows"] == {"validation": 40}
+    assert report["split_rows"] == {"validation": 40, "test": 30} and report["main_split"] == "test"
     assert (student.root / "report.png").stat().st_size > 1000 and (student.root / "report.md").is_file()
     assert not list(student.root.glob("*partial*"))
 
@@ -167,7 +167,7 @@ def test_the_summary_and_the_paths_are_printed(student: Run) -> None:
     parts = summary.split(" | ")
     assert re.fullmatch(r"teacher big: bert, 2 layers, \d+\.\d M parameters, frozen", parts[0])
     assert re.fullmatch(r"student: bert, 1 layers?, \d+\.\d M parameters, \d+\.\d M trained", parts[1])
-    assert parts[2:] == ["train: 64 rows", "validation: 40 rows"]
+    assert sorted(parts[2:]) == ["test: 30 rows", "train: 64 rows", "validation: 40 rows"]
     for written in (f"Student: {student.root / 'student'}", f"Int8 student: {student.root / 'int8'}"):
         assert written in student.log.splitlines()
     assert f"Report: {student.root / 'report.json'}" in student.log

@@ -31,11 +31,18 @@ class OpenVINOInt8(Quantizer):
     Relations:
         The smallest and, on processors with int8 dot products (AVX-512 VNNI, AVX-VNNI, AMX), the fastest.
         :class:`~lightning_kd.quantization.DynamicInt8` needs no extra and no calibration.
+
+    Args:
+        reduce_range: Use 7 of the 8 bits of a weight. Without int8 dot products the processor adds pairs of products
+            in 16 bits, which overflow with 8-bit weights; leave it on unless the model is served with VNNI or AMX.
     """
 
     name: ClassVar[str] = "OpenVINO"
     file_name: ClassVar[str] = "openvino_model.xml"
     needs_calibration: ClassVar[bool] = True
+
+    def __init__(self, reduce_range: bool = True) -> None:
+        self.reduce_range = reduce_range
 
     def check(self) -> None:
         _openvino()
@@ -63,6 +70,9 @@ class OpenVINOInt8(Quantizer):
                 nncf.Dataset(list(calibration), lambda batch: {name: value.numpy() for name, value in batch.items()}),
                 model_type=nncf.ModelType.TRANSFORMER,
                 subset_size=len(calibration),
+                advanced_parameters=nncf.AdvancedQuantizationParameters(
+                    overflow_fix=nncf.OverflowFix.ENABLE if self.reduce_range else nncf.OverflowFix.DISABLE
+                ),
             )
         finally:
             nncf_log.setLevel(level)
