@@ -119,10 +119,12 @@ class BucketBatchSampler(DistributedSampler[list[int]]):
         self.epoch = 0
 
     def __iter__(self) -> Iterator[list[int]]:
+        # A generator, so that the epoch is read with the first batch: on a resume the trainer makes the iterator before
+        # it tells the epoch.
         batches = self._batches()
         if self.shuffle:  # there may be fewer batches than ranks: go round more than once
             batches += list(islice(cycle(batches), -len(batches) % self.num_replicas))
-        return iter(batches[self.rank :: self.num_replicas])
+        yield from batches[self.rank :: self.num_replicas]
 
     def __len__(self) -> int:
         total = -(-len(self.lengths) // self.batch_size)

@@ -13,7 +13,11 @@ from lightning_kd.datamodules.base import TransformerDataModule
 
 __all__ = ["SyntheticDataModule"]
 
-_CLOSINGS = tuple("| overall| throughout| this time| once again| for me| to my mind| on the whole| in this film| in short| at times| all in all".split("|"))
+_CLOSINGS = tuple(
+    "| overall| throughout| this time| once again| for me| to my mind| on the whole| in this film| in short| at times| all in all".split(
+        "|"
+    )
+)
 _SUBJECTS = tuple(
     "acting cast hero villain lead script plot story dialogue humor romance mystery "
     "opening ending finale pacing music score sound cinematography lighting editing set wardrobe".split()
