@@ -18,7 +18,7 @@ from transformers import AutoConfig
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
-TIMEOUT = 240
+TIMEOUT = 400
 STUDENT = {
     "from_scratch": True,
     "config": {
