@@ -85,8 +85,9 @@ class BucketBatchSampler(DistributedSampler[list[int]]):
     """Batches of rows of like length, in an order that depends on seed and epoch alone.
 
     To train, the rows are shuffled, sorted by length within pools of 50 batches, cut into batches, and the batches
-    shuffled. Every rank gets the same number of batches; a few may be repeated for that. To evaluate, the
-    rows are sorted by length, and every row comes exactly once on exactly one rank.
+    shuffled. Every rank gets the same number of batches; a few may be repeated for that. To evaluate, the rows are
+    sorted by length, and every row comes exactly once on exactly one rank; batches are smaller where there would be
+    fewer of them than ranks.
 
     Being a ``DistributedSampler``, it is left in place by the trainer, which tells it the epoch.
 
@@ -110,6 +111,8 @@ class BucketBatchSampler(DistributedSampler[list[int]]):
     ) -> None:
         if batch_size < 1:
             raise expected("batch_size", "at least 1", batch_size)
+        if not shuffle and -(-len(lengths) // batch_size) < num_replicas:
+            batch_size = max(1, len(lengths) // num_replicas)  # the trainer refuses a rank without a batch
         self.lengths = lengths
         self.batch_size = batch_size
         self.shuffle = shuffle

@@ -18,7 +18,7 @@ from transformers import AutoConfig
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
-TIMEOUT = 400
+TIMEOUT = 300
 STUDENT = {
     "from_scratch": True,
     "config": {

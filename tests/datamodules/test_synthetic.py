@@ -26,9 +26,11 @@ BAD = {
     *("bad", "dull", "awful", "boring", "terrible", "clumsy", "weak", "tedious"),
     *("bland", "dreadful", "shallow", "stale", "messy", "forgettable", "disappointing", "annoying"),
 }
-STRENGTH = {"slightly": 1, "somewhat": 1, "mildly": 1, "a little": 1, "": 2}
+STRENGTH = {"slightly": 1, "somewhat": 1, "mildly": 1, "partly": 1, "": 2}
 STRENGTH |= {"very": 3, "truly": 3, "utterly": 3, "absolutely": 3}
-CLAUSE = re.compile(r"the \w+ (?:is|was) (?:(not very|not|never|hardly) )?(?:(.+) )?(\w+)")
+CLAUSE = re.compile(r"the \w+ (?:is|was) (?:(not very|not|never|hardly) )?(?:(\w+) )?(\w+)")
+CLOSINGS = ["overall", "throughout", "as usual", "once again", "this time", "this year", "for me", "to my mind"]
+CLOSING = re.compile(f" ({'|'.join([*CLOSINGS, 'on the whole', 'all in all', 'in this film'])})$")
 
 
 def read_clause(clause: str) -> tuple[int, int]:
@@ -43,17 +45,25 @@ def read_clause(clause: str) -> tuple[int, int]:
 
 def read(sentence: str) -> tuple[str, int]:
     """The kind of a sentence and its label, from its text alone, by the rules that the class documents."""
-    body = sentence[re.search(r"(even though |although )?the \w+ (is|was) ", sentence).start() :]  # type: ignore[union-attr]
+    body = CLOSING.sub("", sentence)
     if leading := re.fullmatch(r"(?:although|even though) (.+), (.+)", body):
-        return "contrast", read_clause(leading[2])[0]
-    if trailing := re.fullmatch(r"(.+), (although|even though|but|yet) (.+)", body):
-        return "contrast", read_clause(trailing[3 if trailing[2] in ("but", "yet") else 1])[0]
-    clauses = [read_clause(clause) for clause in body.split(" and ")]
-    if len({label for label, _ in clauses}) == 1:
-        return ("one" if len(clauses) == 1 else "agree"), clauses[0][0]
-    (_, strength), (_, other_strength) = clauses
+        kind, clauses = "contrast", [leading[2], leading[1]]
+    elif contrast := re.fullmatch(r"(.+), (although|even though|but|yet) (.+)", body):
+        kind, clauses = "contrast", [contrast[1], contrast[3]]
+        if contrast[2] in ("but", "yet"):
+            clauses.reverse()
+    else:
+        kind, clauses = "stronger", body.split(" and ")
+    (label, strength), *rest = map(read_clause, clauses)
+    if not rest:
+        return "one", label
+    ((other_label, other_strength),) = rest
+    if label == other_label:
+        return "agree", label
+    if kind == "contrast":
+        return kind, label
     assert strength != other_strength, f"nothing decides: {sentence}"
-    return "stronger", max(clauses, key=lambda clause: clause[1])[0]
+    return kind, label if strength > other_strength else other_label
 
 
 def columns(data: SyntheticDataModule, split: str) -> tuple[list[str], list[int]]:
@@ -73,9 +83,10 @@ def data() -> SyntheticDataModule:
     ("sentence", "kind", "label"),
     [
         ("the plot was hardly dull", "one", 1),
-        ("in short, the plot is not very good", "one", 0),
+        ("the plot is not very good this time", "one", 0),
+        ("the plot is never good, yet the script was utterly bad", "agree", 0),
         ("the acting was dull, but the ending was superb", "contrast", 1),
-        ("for me, even though the acting was a little dull, the ending was never superb", "contrast", 0),
+        ("even though the acting was partly dull, the ending was never superb overall", "contrast", 0),
         ("the ending was superb, although the acting was dull", "contrast", 1),
         ("the music was slightly bland and the script was clever", "stronger", 1),
         ("the music was absolutely bland and the script was not weak", "stronger", 0),
@@ -100,19 +111,19 @@ def test_labels_are_balanced_within_every_kind_of_sentence(data: SyntheticDataMo
     for sentence in columns(data, "train")[0]:
         kind, label = read(sentence)
         labels.setdefault(kind, []).append(label)
-    shares = {"one": 0.25, "agree": 0.15, "stronger": 0.2, "contrast": 0.4}
+    shares = {"one": 0.3, "agree": 0.3, "contrast": 0.25, "stronger": 0.15}
     assert {kind: len(rows) / 20_000 for kind, rows in labels.items()} == pytest.approx(shares, abs=0.015)
     for kind, rows in labels.items():
         assert sum(rows) / len(rows) == pytest.approx(0.5, abs=0.03), kind
 
 
 def test_a_bag_of_words_cannot_solve_it(data: SyntheticDataModule) -> None:
-    """A set that word counts solve shows nothing about what a small student loses. Measured: 0.62."""
+    """A set that word counts solve shows nothing about what a small student loses. Measured: XX."""
     sentences, labels = columns(data, "train")
     words = CountVectorizer(token_pattern=r"\w+|,")
     model = LogisticRegression(max_iter=500).fit(words.fit_transform(sentences), labels)
     test_sentences, test_labels = columns(data, "test")
-    assert model.score(words.transform(test_sentences), test_labels) < 0.7
+    assert model.score(words.transform(test_sentences), test_labels) < 0.75
 
 
 def test_no_sentence_is_in_two_splits_or_twice_in_one(data: SyntheticDataModule) -> None:
@@ -191,7 +202,7 @@ def test_a_word_is_a_token_and_no_row_is_cut(data: SyntheticDataModule) -> None:
         words = sum(len(re.findall(r"\w+|,", sentence)) for (sentence,) in data.texts(split))
         assert len(rows.tokens["input_ids"]) == words + 2 * len(rows)
         assert (rows.tokens["input_ids"] != data.tokenizer.unk_token_id).all()
-        assert rows.truncated == 0 and rows.lengths.max() <= 21
+        assert rows.truncated == 0 and rows.lengths.max() <= 20
     used = set(data._rows["train"].tokens["input_ids"].tolist())
     assert len(data.tokenizer) - len(used) == 3, "more tokens than [PAD], [UNK] and [MASK] are in no sentence"
 
@@ -242,4 +253,4 @@ def test_the_largest_size_is_served() -> None:
     sentences, labels = columns(SyntheticDataModule(num_validation=59_904), "validation")
     assert len(set(sentences)) == 59_904
     assert sum(labels) / 59_904 == pytest.approx(0.5, abs=0.01)
-    assert sum(read(sentence)[0] == "one" for sentence in sentences) / 59_904 == pytest.approx(0.25, abs=0.01)
+    assert sum(read(sentence)[0] == "one" for sentence in sentences) / 59_904 == pytest.approx(0.3, abs=0.01)
