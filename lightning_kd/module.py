@@ -94,6 +94,7 @@ class DistillationModule(L.LightningModule):
         self.student = None
         self.metrics = nn.ModuleDict()
         self._teachers: dict[str, PreTrainedModel] = {}  # a plain dict: no submodule, so no checkpoint and no DDP
+        self._built: set[str] = set()
         self._student_layers: list[int] = []
         self._teacher_layers: list[int] = []
         self.save_hyperparameters(ignore=["losses", "optimizer", "lr_scheduler"])
@@ -206,7 +207,9 @@ class DistillationModule(L.LightningModule):
                     f"The loss {name!r} compares hidden states, which needs exactly one teacher, "
                     f"but there are {len(self._teachers)}."
                 )
-            loss.build(self.model.config, next(iter(self._teachers.values())).config)
+            if name not in self._built:  # once: a second fit goes on with the projections of the first
+                loss.build(self.model.config, next(iter(self._teachers.values())).config)
+                self._built.add(name)
             student_layers.update(match.student_layer for match in loss.matches)
             teacher_layers.update(match.teacher_layer for match in loss.matches)
         self._student_layers, self._teacher_layers = sorted(student_layers), sorted(teacher_layers)
