@@ -68,7 +68,7 @@ def data_of(trainer: L.Trainer) -> Any:
 
 def callbacks_of(trainer: L.Trainer) -> list[L.Callback]:
     """The callbacks in the order in which they run."""
-    return trainer.callbacks  # type: ignore[attr-defined,no-any-return]  # set by the trainer
+    return trainer.callbacks  # type: ignore[attr-defined]  # set by the trainer
 
 
 def output_path(trainer: L.Trainer, given: str | None, default: str) -> Path:

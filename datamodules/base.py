@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import cast
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -235,7 +235,7 @@ class TransformerDataModule(L.LightningDataModule):
         tokens = {"input_ids": _concatenate(ids)}
         if types:
             tokens["token_type_ids"] = _concatenate(types)
-        labels = np.asarray(list(chosen[self.label_column]))
+        labels: Any = np.asarray(list(chosen[self.label_column]))
         return TokenizedRows(
             tokens=tokens,
             offsets=np.cumsum([0, *(len(row) for row in ids)], dtype=np.int64),
@@ -270,7 +270,7 @@ class TransformerDataModule(L.LightningDataModule):
             trainer.global_rank if trainer else 0,
         )
         return DataLoader(
-            rows,
+            cast(Any, rows),  # which hands row numbers to the collator
             batch_size=None,
             sampler=sampler,
             collate_fn=Collator(rows, cast(int, self.tokenizer.pad_token_id)),

@@ -6,7 +6,7 @@ import random
 import zlib
 
 from datasets import ClassLabel, Dataset, Features, Value
-from transformers import BertTokenizerFast, PreTrainedTokenizerBase
+from transformers import BertTokenizerFast, PreTrainedTokenizerBase  # type: ignore[attr-defined]  # made on import
 
 from lightning_kd._checks import expected
 from lightning_kd.datamodules.base import TransformerDataModule

@@ -353,7 +353,7 @@ def _describe(model: PreTrainedModel) -> str:
 
 
 def _names(config: PretrainedConfig) -> list[str] | None:
-    names = config.id2label or {}
+    names = cast(dict[int, str], config.id2label or {})
     return None if len(names) == 1 else [names[i] for i in sorted(names)]
 
 
