@@ -21,6 +21,7 @@ __all__ = [
     "count_parameters",
     "freeze",
     "keep_layers",
+    "layer_list",
     "load_config",
     "load_model",
     "load_trained",
@@ -185,6 +186,26 @@ def _from_pretrained(
     return model, list(info["missing_keys"])
 
 
+def layer_list(model: PreTrainedModel, name: str) -> str:
+    """The dotted name of the list that holds the transformer layers of ``model``.
+
+    Args:
+        model: An encoder.
+        name: What needs it, for the message.
+
+    Raises:
+        InputError: If there is no such list, or more than one.
+    """
+    depth = model.config.num_hidden_layers
+    lists = [n for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    if len(lists) != 1:
+        raise InputError(
+            f"Argument `{name}` needs a model with one list of {depth} layers; "
+            f"{model.config.model_type} has {len(lists)}."
+        )
+    return lists[0]
+
+
 def keep_layers(model: PreTrainedModel, layers: Sequence[int], name: str = "keep_layers") -> PreTrainedModel:
     """A new model with some of the transformer layers of ``model``, renumbered from 0.
 
@@ -203,25 +224,21 @@ def keep_layers(model: PreTrainedModel, layers: Sequence[int], name: str = "keep
             "Set config: {num_hidden_layers: ...} instead."
         )
     depth = config.num_hidden_layers
-    lists = [n for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
-    if len(lists) != 1:
-        raise InputError(
-            f"Argument `{name}` needs a model with one list of {depth} layers; {config.model_type} has {len(lists)}."
-        )
+    stem = layer_list(model, name)
     if not layers or len(set(layers)) != len(layers) or not all(0 <= layer < depth for layer in layers):
         raise expected(name, f"different layers from 0 to {depth - 1}", list(layers))
     config.num_hidden_layers = len(layers)
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[layer] for layer in layers]
     smaller = type(model)._from_config(config, dtype=model.dtype, attn_implementation=config._attn_implementation)
-    pattern = re.compile(re.escape(lists[0]) + r"\.(\d+)\.")
+    pattern = re.compile(re.escape(stem) + r"\.(\d+)\.")
     new_number = {layer: i for i, layer in enumerate(layers)}
     state = {}
     for key, value in model.state_dict().items():
         found = pattern.match(key)
         if found and int(found.group(1)) not in new_number:
             continue
-        state[f"{lists[0]}.{new_number[int(found.group(1))]}.{key[found.end() :]}" if found else key] = value
+        state[f"{stem}.{new_number[int(found.group(1))]}.{key[found.end() :]}" if found else key] = value
     smaller.load_state_dict(state)
     return smaller
 

@@ -16,10 +16,11 @@ from torchmetrics import MeanMetric, MetricCollection
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, get_linear_schedule_with_warmup
 
 from lightning_kd._checks import InputError, check_positive, check_range, expected, nearest
+from lightning_kd.features import FeatureCapture
 from lightning_kd.losses import DistillationLoss
 from lightning_kd.models import ModelSource, count_parameters, load_config, load_model, load_trained
 from lightning_kd.optim import AdamW, parameter_groups
-from lightning_kd.outputs import Features, LossInputs
+from lightning_kd.outputs import Features, LossInputs, Needs
 from lightning_kd.tasks import SequenceClassification, Task
 
 __all__ = ["DistillationModule"]
@@ -95,8 +96,7 @@ class DistillationModule(L.LightningModule):
         self.metrics = nn.ModuleDict()
         self._teachers: dict[str, PreTrainedModel] = {}  # a plain dict: no submodule, so no checkpoint and no DDP
         self._built: set[str] = set()
-        self._student_layers: list[int] = []
-        self._teacher_layers: list[int] = []
+        self._captures: dict[str, FeatureCapture] = {}  # by teacher; the student's under ""
         self.save_hyperparameters(ignore=["losses", "optimizer", "lr_scheduler"])
         if "_instantiator" not in self.hparams:  # made by hand rather than by the command line: keep it plain, too
             self.hparams["student"] = dataclasses.asdict(student)
@@ -198,29 +198,44 @@ class DistillationModule(L.LightningModule):
                 if tokenizer is not None:
                     _check_vocabulary(f"model.teachers.{name}", source, teacher.config, tokenizer)
                 self._teachers[name] = teacher
-        student_layers: set[int] = set()
-        teacher_layers: set[int] = set()
+        student_needs, teacher_needs = Needs(), Needs()
         for name, module in self.losses.items():
             loss = cast(DistillationLoss, module)
-            if loss.matches and len(self._teachers) > 1:
-                raise InputError(
-                    f"The loss {name!r} compares hidden states, which needs exactly one teacher, "
-                    f"but there are {len(self._teachers)}."
-                )
             if name not in self._built:  # once: a second fit goes on with the projections of the first
                 loss.build(self.model.config, next(iter(self._teachers.values())).config)
                 self._built.add(name)
-            student_layers.update(match.student_layer for match in loss.matches)
-            teacher_layers.update(match.teacher_layer for match in loss.matches)
-        self._student_layers, self._teacher_layers = sorted(student_layers), sorted(teacher_layers)
+            if loss.needs("teacher") and len(self._teachers) > 1:
+                raise InputError(
+                    f"The loss {name!r} compares inner states, which needs exactly one teacher, "
+                    f"but there are {len(self._teachers)}."
+                )
+            student_needs |= loss.needs("student")
+            teacher_needs |= loss.needs("teacher")
+        self._release()
+        logits = self.task.logits
+        self._captures = {
+            name: FeatureCapture(teacher, teacher_needs, logits, "teacher") for name, teacher in self._teachers.items()
+        }
+        self._captures[""] = FeatureCapture(self.model, student_needs, logits)
+
+    def _release(self) -> None:
+        for capture in self._captures.values():
+            capture.remove()
+        self._captures = {}
 
     def on_fit_start(self) -> None:
         self._move_teachers()
         parts = [f"teacher {name}: {_describe(teacher)}, frozen" for name, teacher in self._teachers.items()]
         trained = count_parameters(self, trainable_only=True)
         parts.append(f"student: {_describe(self.model)}, {trained / 1e6:.1f} M trained")
+        for name, loss in self.losses.items():
+            if pairs := cast(DistillationLoss, loss).describe():
+                parts.append(f"{name}: layers {pairs}")
         parts.extend(f"{name}: {rows:,} rows" for name, rows in self._data("sizes", {}).items())
         rank_zero_info(" | ".join(parts))
+
+    def on_train_end(self) -> None:
+        self._release()  # before the student is copied, exported or quantized
 
     def on_fit_end(self) -> None:
         self._move_teachers()
@@ -231,14 +246,12 @@ class DistillationModule(L.LightningModule):
 
     # ---------------------------------------------------------------------------------------------- steps
 
-    def _features(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], layers: list[int]) -> Features:
-        output = model(**inputs, output_hidden_states=layers or False)
-        states = {layer: output.hidden_states[layer] for layer in layers}
-        return Features(logits=self.task.logits(output), hidden_states=states)
+    def _predict(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self.task.logits(self.model(**inputs))
 
     @torch.no_grad()  # not inference_mode: its tensors break the backward pass of a projection
     def _teach(self, inputs: Mapping[str, Tensor]) -> Features:
-        each = [self._features(teacher, inputs, self._teacher_layers) for teacher in self._teachers.values()]
+        each = [self._captures[name](inputs) for name in self._teachers]
         if len(each) == 1:
             return each[0]
         names = each[0].logits
@@ -246,7 +259,7 @@ class DistillationModule(L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         inputs = self.task.model_inputs(batch)
-        student = self._features(self.model, inputs, self._student_layers)
+        student = self._captures[""](inputs)
         hard = self.task.hard_label_loss(student.logits, batch)
         total = self.hard_label_weight * hard
         terms: dict[str, Tensor] = {}
@@ -257,6 +270,7 @@ class DistillationModule(L.LightningModule):
                 token_mask=self.task.token_mask(batch),
                 logit_masks=self.task.logit_masks(batch),
                 temperature=self.temperature,
+                hard_labels=self.task.hard_labels(batch),
             )
             for name, loss in self.losses.items():
                 terms[name] = loss(loss_inputs)
@@ -278,7 +292,7 @@ class DistillationModule(L.LightningModule):
         self.log_dict(settings)
 
     def _evaluate(self, batch: dict[str, Tensor], dataloader_idx: int) -> None:
-        logits = self._features(self.model, self.task.model_inputs(batch), []).logits
+        logits = self._predict(self.task.model_inputs(batch))
         metrics = cast(MetricCollection, list(self.metrics.values())[dataloader_idx])
         loss = self.task.hard_label_loss(logits, batch)
         for name, metric in metrics.items():
@@ -311,7 +325,7 @@ class DistillationModule(L.LightningModule):
         self._log_metrics("test")
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
-        logits = self._features(self.model, self.task.model_inputs(batch), []).logits
+        logits = self._predict(self.task.model_inputs(batch))
         records = self.task.records(logits, self.model.config)
         return [{"index": i, **r} for i, r in zip(batch["index"].tolist(), records, strict=True)]
 

@@ -34,10 +34,25 @@ class AdamW(torch.optim.AdamW):
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups; vectors (biases, norms) in the second, without weight decay."""
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in trainable if p.ndim >= 2]},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    """Trainable parameters by what the optimizer is to do with them.
+
+    Vectors (biases, norms) get no weight decay. The parameters of a submodule that has a ``parameters_lr`` get that
+    learning rate; the others the optimizer's.
+    """
+    rates: dict[int, float | None] = {}
+    for part in module.modules():
+        if getattr(part, "parameters_lr", None) is not None:
+            rates.update((id(p), part.parameters_lr) for p in part.parameters())  # type: ignore[misc]  # a float
+    grouped: dict[tuple[float | None, bool], list[nn.Parameter]] = {}
+    for p in module.parameters():
+        if p.requires_grad:
+            grouped.setdefault((rates.get(id(p)), p.ndim < 2), []).append(p)
+    groups = []
+    for (rate, is_vector), params in grouped.items():
+        group: dict[str, Any] = {"params": params}
+        if rate is not None:
+            group["lr"] = rate
+        if is_vector:
+            group["weight_decay"] = 0.0
+        groups.append(group)
+    return groups

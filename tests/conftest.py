@@ -227,15 +227,19 @@ def loss_inputs() -> Callable[..., LossInputs]:
         teacher_states: Mapping[int, Tensor] | None = None,
         token_mask: Tensor | None = None,
         temperature: float = 1.0,
+        hard_labels: Tensor | None = None,
+        student_heads: Mapping[str, Mapping[int, Tensor]] | None = None,
+        teacher_heads: Mapping[str, Mapping[int, Tensor]] | None = None,
     ) -> LossInputs:
         return LossInputs(
-            student=ModelFeatures({"logits": student}, student_states or {}),
-            teacher=ModelFeatures({"logits": teacher}, teacher_states or {}),
+            student=ModelFeatures({"logits": student}, student_states or {}, **(student_heads or {})),
+            teacher=ModelFeatures({"logits": teacher}, teacher_states or {}, **(teacher_heads or {})),
             token_mask=torch.ones(len(student), 1, dtype=torch.bool) if token_mask is None else token_mask,
             logit_masks={
                 "logits": torch.ones(student.shape[:-1], dtype=torch.bool) if logit_mask is None else logit_mask
             },
             temperature=temperature,
+            hard_labels={} if hard_labels is None else {"logits": hard_labels},
         )
 
     return make

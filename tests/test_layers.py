@@ -21,6 +21,7 @@ LAYERS: dict[str, float] = {
     "tasks": 1,
     "losses": 1,
     "quantization": 1,
+    "features": 1.5,
     "module": 2,
     "runner": 2,
     "measure": 2,

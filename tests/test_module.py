@@ -23,7 +23,7 @@ from lightning_kd.cli import main
 from lightning_kd.datamodules import GLUEDataModule
 from lightning_kd.losses import DistillationLoss, FeatureMatch, HiddenStateMSE, LogitMSE, SoftTargetKL
 from lightning_kd.optim import AdamW
-from lightning_kd.outputs import LossInputs
+from lightning_kd.outputs import LossInputs, Needs
 
 Make = Callable[..., Any]
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -37,6 +37,10 @@ class Recorder(DistillationLoss):
         super().__init__()
         self.matches = tuple(matches)
         self.seen: list[LossInputs] = []
+
+    def needs(self, role: Any) -> Needs:
+        layers = (m.student_layer if role == "student" else m.teacher_layer for m in self.matches)
+        return Needs(hidden_states=frozenset(layers))
 
     def forward(self, inputs: LossInputs) -> Tensor:
         self.seen.append(inputs)
@@ -565,7 +569,7 @@ def test_two_teachers_have_no_common_hidden_states(
     """Stops the first teacher's hidden states from standing for both."""
     teachers = {name: ModelSource(str(tiny_model(seed=seed))) for name, seed in (("a", 0), ("b", 5))}
     module = distillation(teachers=teachers, losses={"hidden": HiddenStateMSE([FeatureMatch(1, 1)])})
-    message = "^The loss 'hidden' compares hidden states, which needs exactly one teacher, but there are 2.$"
+    message = "^The loss 'hidden' compares inner states, which needs exactly one teacher, but there are 2.$"
     with pytest.raises(InputError, match=message):
         make_trainer().fit(module, datamodule=glue())
 

@@ -45,6 +45,10 @@ class Task(ABC):
         """By the logits' names: bool, True where a distribution counts."""
 
     @abstractmethod
+    def hard_labels(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """By the logits' names: the true class, int64 in the shape of the logits' mask; nothing for regression."""
+
+    @abstractmethod
     def hard_label_loss(self, logits: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
         """The supervised loss, a float32 scalar, mean over the batch."""
 

@@ -57,6 +57,10 @@ class SequenceClassification(Task):
         mask = batch["attention_mask"]
         return {"logits": torch.ones(len(mask), dtype=torch.bool, device=mask.device)}
 
+    def hard_labels(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        labels = batch["labels"]
+        return {} if labels.is_floating_point() else {"logits": labels}
+
     def hard_label_loss(self, logits: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
         values, labels = logits["logits"].float(), batch["labels"]
         return F.mse_loss(values[:, 0], labels) if labels.is_floating_point() else F.cross_entropy(values, labels)

@@ -157,5 +157,5 @@ def test_refuses_arguments() -> None:
     """Stops a loss that compares nothing, and a projection that is not known from being taken for "auto"."""
     with pytest.raises(InputError, match="`matches` to hold at least one pair"):
         HiddenStateMSE([])
-    with pytest.raises(InputError, match="`projection` to be 'auto' or 'linear', but got 'lineer'"):
+    with pytest.raises(InputError, match="`projection` to be 'auto', 'linear', 'relu' or 'tanh', but got 'lineer'"):
         HiddenStateMSE([FeatureMatch(0, 0)], "lineer")  # type: ignore[arg-type]
