@@ -16,18 +16,25 @@ __all__ = ["LossWeightSchedule", "TemperatureSchedule"]
 class _ScheduleCallback(L.Callback):
     """Writes a value before every training batch, as a function of the share of the steps done."""
 
-    def __init__(self, schedule: Schedule) -> None:
+    def __init__(self, schedule: Schedule, num_steps: int | None = None) -> None:
+        if num_steps is not None:
+            check_positive("num_steps", num_steps)
         self.schedule = schedule
+        self.num_steps = num_steps
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
-            for progress in (0.0, 0.25, 0.5, 0.75, 1.0):
-                self.check(self.schedule(progress))
+            values = [self.schedule(thousandth / 1000) for thousandth in range(1001)]
+            self.check(min(values))
+            self.check(max(values))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.steps = trainer.estimated_stepping_batches
+        self.steps = self.num_steps or trainer.estimated_stepping_batches
         if not 0 < self.steps < float("inf"):
-            raise InputError("A schedule runs over the whole training: set trainer.max_epochs or trainer.max_steps.")
+            raise InputError(
+                "A schedule runs over the whole training: set trainer.max_epochs or trainer.max_steps, "
+                "or give it a num_steps."
+            )
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -48,9 +55,11 @@ class TemperatureSchedule(_ScheduleCallback):
 
     Args:
         schedule: From progress in [0, 1] to a temperature above 0.
+        num_steps: Optimizer steps that the schedule takes, from the first on; then its last value holds. ``None`` for
+            the whole training.
 
     Raises:
-        InputError: In ``setup``, if the schedule goes to 0 or below.
+        InputError: If ``num_steps`` is not above 0; in ``setup``, if the schedule goes to 0 or below.
     """
 
     def check(self, value: float) -> None:
@@ -66,13 +75,16 @@ class LossWeightSchedule(_ScheduleCallback):
     Args:
         loss: The loss's name, or ``hard`` for the supervised loss.
         schedule: From progress in [0, 1] to a weight of 0 or more.
+        num_steps: Optimizer steps that the schedule takes, from the first on; then its last value holds. ``None`` for
+            the whole training.
 
     Raises:
-        InputError: In ``setup`` if the schedule goes below 0, at the start of training if there is no such loss.
+        InputError: If ``num_steps`` is not above 0; in ``setup`` if the schedule goes below 0, at the
+            start of training if there is no such loss.
     """
 
-    def __init__(self, loss: str, schedule: Schedule) -> None:
-        super().__init__(schedule)
+    def __init__(self, loss: str, schedule: Schedule, num_steps: int | None = None) -> None:
+        super().__init__(schedule, num_steps)
         self.loss = loss
 
     @property

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertConfig
 
+from lightning_kd.losses import FeatureMatch, HiddenStateMSE
 from lightning_kd.optim import AdamW, parameter_groups
 
 
@@ -43,3 +44,13 @@ def test_steps_equal_torchs() -> None:
             optimizer.step()
     torch.testing.assert_close(parameters[0], parameters[1], rtol=0, atol=1e-8)
     assert parameters[0].ne(torch.linspace(-1, 1, 12).view(3, 4)).any()
+
+
+def test_own_learning_rate_of_a_loss() -> None:
+    """Stops a projection's own learning rate from being lost, or from reaching the student."""
+    loss = HiddenStateMSE([FeatureMatch(1, 1)], projection_lr=1e-3)
+    loss.build(BertConfig(hidden_size=4, num_attention_heads=2), BertConfig(hidden_size=6, num_attention_heads=2))
+    module = nn.ModuleDict({"student": nn.Linear(3, 2), "loss": loss})
+    optimizer = AdamW(parameter_groups(module), lr=2e-5)
+    found = {(group["lr"], group["weight_decay"], len(group["params"])) for group in optimizer.param_groups}
+    assert found == {(2e-5, 0.01, 1), (2e-5, 0.0, 1), (1e-3, 0.01, 1), (1e-3, 0.0, 1)}

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import pickle
+from collections.abc import Callable
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_kd.schedules import Constant, Cosine, Linear, Schedule
+from lightning_kd import InputError
+from lightning_kd.schedules import Constant, Cosine, Exponential, Linear, Piecewise, Schedule, Step
 
 values = st.floats(-100, 100)
 shares = st.floats(0, 1)
@@ -53,7 +58,17 @@ def test_cosine_is_flat_at_the_ends() -> None:
     assert schedule(0.51) - schedule(0.5) == pytest.approx(0.01 * math.pi / 2, rel=1e-3)
 
 
-@pytest.mark.parametrize("schedule", [Constant(2.0), Linear(8.0, 2.0), Cosine(8.0, 2.0)])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        Constant(2.0),
+        Linear(8.0, 2.0),
+        Cosine(8.0, 2.0),
+        Exponential(8.0, 2.0),
+        Step([3.0, 1.0], [0.5]),
+        Piecewise([3.0, 1.0], [0.2, 0.7]),
+    ],
+)
 def test_pure(schedule: Schedule) -> None:
     """Stops a schedule that counts its calls: resumed or sent to another process, it would start again."""
     forwards = [schedule(step / 10) for step in range(11)]
@@ -61,3 +76,47 @@ def test_pure(schedule: Schedule) -> None:
     assert pickle.loads(pickle.dumps(schedule)) == schedule
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(schedule, dataclasses.fields(schedule)[0].name, 1.0)  # type: ignore[arg-type]
+
+
+@given(start=st.floats(0.01, 100), end=st.floats(0.01, 100), steps=st.integers(1, 20))
+def test_exponential_is_one_factor_a_step(start: float, end: float, steps: int) -> None:
+    """Stops a decay by differences, and one that never arrives at its end."""
+    seen = [Exponential(start, end)(step / steps) for step in range(steps + 1)]
+    assert (seen[0], seen[-1]) == pytest.approx((start, end))
+    factors = [b / a for a, b in itertools.pairwise(seen)]
+    assert factors == pytest.approx([(end / start) ** (1 / steps)] * steps)
+
+
+@given(points=st.dictionaries(st.floats(0, 1, width=16), values, min_size=1, max_size=5), progress=shares)
+def test_piecewise_equals_numpy(points: dict[float, float], progress: float) -> None:
+    """Stops a line between the wrong two points, and an extrapolation past the ends."""
+    milestones = sorted(points)
+    schedule = Piecewise([points[m] for m in milestones], milestones)
+    assert schedule(progress) == pytest.approx(np.interp(progress, milestones, schedule.values), abs=1e-6)
+
+
+def test_step_equals_torch() -> None:
+    """Stops a change one step late: torch's own schedule has the new value at the milestone itself."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    reference = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[3, 6], gamma=0.5)
+    schedule = Step([1.0, 0.5, 0.25], [0.3, 0.6])
+    for step in range(10):
+        assert schedule(step / 10) == reference.get_last_lr()[0]
+        optimizer.step()
+        reference.step()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Exponential(1.0, 0.0), "`end` to be a number above 0, but got 0.0"),
+        (lambda: Step([1.0], [0.5]), "`values` to be one value more than the 1 milestones"),
+        (lambda: Step([1.0, 2.0, 3.0], [0.5, 0.5]), "`milestones` to be rising numbers from 0 to 1"),
+        (lambda: Piecewise([], []), "`values` to be as many as the 0 milestones, at least one"),
+        (lambda: Piecewise([1.0, 2.0], [0.0, 500.0]), "`milestones` to be rising numbers from 0 to 1"),
+    ],
+)
+def test_refused(make: Callable[[], Schedule], message: str) -> None:
+    """Stops milestones in steps from being taken for shares, and a schedule of nothing."""
+    with pytest.raises(InputError, match=message):
+        make()

@@ -95,7 +95,7 @@ def test_resumed_steps_see_the_formula(tmp_path: Path, distillation: Make, glue:
         (TemperatureSchedule(Linear(4.0, 0.0)), "Expected argument `schedule` to be a number above 0, but got 0.0."),
         (
             LossWeightSchedule("soft", Linear(1.0, -1.0)),
-            "Expected argument `schedule` to be between 0 and inf, but got -0.5.",
+            "Expected argument `schedule` to be between 0 and inf, but got -1.0.",
         ),
         (
             LossWeightSchedule("sofd", Constant(1.0)),
@@ -127,3 +127,19 @@ def test_one_step_is_the_start_of_the_schedule(distillation: Make, glue: Make, m
     module = distillation()
     make_trainer(max_steps=1, callbacks=[TemperatureSchedule(Linear(8.0, 2.0))]).fit(module, datamodule=glue())
     assert module.temperature == 8.0
+
+
+def test_schedule_of_the_first_steps(distillation: Make, glue: Make, make_trainer: Make) -> None:
+    """Stops a schedule by steps from being stretched over the training, and from going on past its end."""
+    seen: list[float] = []
+
+    class Temperatures(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
+            assert isinstance(pl_module, DistillationModule)
+            seen.append(pl_module.temperature)
+
+    schedule = TemperatureSchedule(Linear(8.0, 2.0), num_steps=3)
+    make_trainer(max_epochs=2, callbacks=[schedule, Temperatures()]).fit(distillation(), datamodule=glue())
+    assert seen == [8.0, 5.0, 2.0, 2.0, 2.0, 2.0]
+    with pytest.raises(InputError, match="`num_steps` to be a number above 0, but got 0"):
+        TemperatureSchedule(Linear(8.0, 2.0), num_steps=0)
