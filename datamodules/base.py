@@ -38,7 +38,8 @@ class TransformerDataModule(L.LightningDataModule):
             checkpoint. Rows whose text equals that of a held-out row leave the training split, too.
         max_train_rows: Train on this many rows, drawn at random.
         num_workers: Processes that collate; 0 is fast enough for a CPU.
-        seed: Of the held-out rows, of the drawn rows and of the order of batches.
+        holdout_seed: Of the held-out rows: the same for a teacher and for the students that are tested on them.
+        seed: Of the drawn rows and of the order of batches.
     """
 
     text_columns: tuple[str, ...]
@@ -57,6 +58,7 @@ class TransformerDataModule(L.LightningDataModule):
         holdout_size: int = 0,
         max_train_rows: int | None = None,
         num_workers: int = 0,
+        holdout_seed: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -78,6 +80,7 @@ class TransformerDataModule(L.LightningDataModule):
         self.holdout_size = holdout_size
         self.max_train_rows = max_train_rows
         self.num_workers = num_workers
+        self.holdout_seed = holdout_seed
         self.seed = seed
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.label_names: list[str] | None = None
@@ -185,7 +188,7 @@ class TransformerDataModule(L.LightningDataModule):
         return self._train
 
     def _hold_out(self, rows: Dataset) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        order = np.random.default_rng(self.seed).permutation(len(rows))
+        order = np.random.default_rng(self.holdout_seed).permutation(len(rows))
         if self.holdout_size >= len(rows):
             raise expected("holdout_size", f"below the {len(rows):,} rows of the training split", self.holdout_size)
         held_out, kept = np.sort(order[: self.holdout_size]), order[self.holdout_size :]
@@ -197,7 +200,7 @@ class TransformerDataModule(L.LightningDataModule):
             if len(kept) < before:
                 rank_zero_info(f"{before - len(kept):,} training rows equal a held-out row and are left out")
         if self.max_train_rows is not None:
-            kept = kept[: self.max_train_rows]
+            kept = np.random.default_rng(self.seed).permutation(kept)[: self.max_train_rows]
         return np.sort(kept), held_out
 
     def _add(self, name: str, rows: Dataset, numbers: NDArray[np.int64] | None = None) -> None:
@@ -308,10 +311,8 @@ class TransformerDataModule(L.LightningDataModule):
 
     def describe(self) -> str:
         """The data in a few words, as reports name it."""
-        held_out = (
-            f"; test: {self.holdout_size:,} rows held out of train, seed {self.seed}" if self.holdout_size else ""
-        )
-        return f"{self._name()}{held_out}"
+        held_out = f"; test: {self.holdout_size:,} rows held out of train, seed {self.holdout_seed}"
+        return self._name() + (held_out if self.holdout_size else "")
 
 
 def _concatenate(rows: list[list[int]]) -> NDArray[np.int32]:

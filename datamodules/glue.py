@@ -54,7 +54,8 @@ class GLUEDataModule(TransformerDataModule):
             checkpoint. Rows whose text equals that of a held-out row leave the training split, too.
         max_train_rows: Train on this many rows, drawn at random.
         num_workers: Processes that collate; 0 is fast enough for a CPU.
-        seed: Of the held-out rows, of the drawn rows and of the order of batches.
+        holdout_seed: Of the held-out rows: the same for a teacher and for the students that are tested on them.
+        seed: Of the drawn rows and of the order of batches.
     """
 
     def __init__(
@@ -68,10 +69,19 @@ class GLUEDataModule(TransformerDataModule):
         holdout_size: int = 0,
         max_train_rows: int | None = None,
         num_workers: int = 0,
+        holdout_seed: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__(
-            tokenizer, max_length, batch_size, eval_batch_size, holdout_size, max_train_rows, num_workers, seed
+            tokenizer,
+            max_length,
+            batch_size,
+            eval_batch_size,
+            holdout_size,
+            max_train_rows,
+            num_workers,
+            holdout_seed,
+            seed,
         )
         if name not in _SETS:
             raise expected("data.name", f"one of {', '.join(get_args(GLUEName))}", name)

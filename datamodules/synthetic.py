@@ -92,7 +92,8 @@ class SyntheticDataModule(TransformerDataModule):
             ``num_train``.
         max_train_rows: Train on this many rows, drawn at random; at least 1.
         num_workers: Processes that collate; 0 is fast enough for a CPU.
-        seed: Of the sentences, of the held-out rows, of the drawn rows and of the order of batches.
+        holdout_seed: Of the held-out rows: the same for a teacher and for the students that are tested on them.
+        seed: Of the sentences, of the drawn rows and of the order of batches.
 
     Raises:
         InputError: If a number is out of its range.
@@ -120,10 +121,19 @@ class SyntheticDataModule(TransformerDataModule):
         holdout_size: int = 0,
         max_train_rows: int | None = None,
         num_workers: int = 0,
+        holdout_seed: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__(
-            tokenizer, max_length, batch_size, eval_batch_size, holdout_size, max_train_rows, num_workers, seed
+            tokenizer,
+            max_length,
+            batch_size,
+            eval_batch_size,
+            holdout_size,
+            max_train_rows,
+            num_workers,
+            holdout_seed,
+            seed,
         )
         self.num_rows = {"train": num_train, "validation": num_validation, "test": num_test}
         for split, rows in self.num_rows.items():

@@ -128,12 +128,19 @@ def test_held_out_rows_are_not_trained_on(make: Callable[..., GLUEDataModule]) -
     assert set(train) | set(test) == set(range(24))
 
 
-def test_held_out_rows_depend_on_the_seed_alone(make: Callable[..., GLUEDataModule]) -> None:
-    """Stops `test`, run by itself, from testing on rows that `fit` trained on."""
+def test_held_out_rows_depend_on_their_seed_alone(make: Callable[..., GLUEDataModule]) -> None:
+    """Stops `test`, or a student of another seed, from testing on rows that `fit` or the teacher trained on."""
     fitted = rows_of(make(holdout_size=7).test_dataloader())
-    for other in (make(stage="test", holdout_size=7), make(holdout_size=7, batch_size=2, max_train_rows=3)):
+    for other in (make(stage="test", holdout_size=7), make(holdout_size=7, batch_size=2, max_train_rows=3, seed=1)):
         assert rows_of(other.test_dataloader()) == fitted
-    assert rows_of(make(stage="test", holdout_size=7, seed=1).test_dataloader()) != fitted
+    assert rows_of(make(stage="test", holdout_size=7, holdout_seed=1).test_dataloader()) != fitted
+
+
+def test_drawn_rows_depend_on_the_seed(make: Callable[..., GLUEDataModule]) -> None:
+    """Stops runs of several seeds from training on the same few rows, and a draw that repeats a row."""
+    drawn = [rows_of(make(holdout_size=7, max_train_rows=9, seed=seed).train_dataloader()) for seed in (0, 0, 1)]
+    assert sorted(drawn[0]) == sorted(drawn[1]) != sorted(drawn[2])
+    assert len(set(drawn[2])) == 9
 
 
 def test_equal_texts_leave_the_training_split(

@@ -1,0 +1,52 @@
+"""What the benchmarks share: their options, their table, their JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["parser", "report", "setting"]
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The options of every benchmark."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    made.add_argument("--quick", action="store_true", help="a smaller run of less than a minute, to see that it works")
+    made.add_argument("--json", type=Path, help="write the figures to this file, too")
+    made.add_argument("--threads", type=int, default=1, help="threads of the CPU")
+    return made
+
+
+def setting(**more: Any) -> dict[str, Any]:
+    """What the figures depend on beside the code."""
+    packages = {name: version(name) for name in ("torch", "transformers", "lightning")}
+    return (
+        {"processor": platform.processor(), "machine": platform.machine(), "threads": torch.get_num_threads()}
+        | packages
+        | more
+    )
+
+
+def report(title: str, rows: Sequence[dict[str, Any]], about: dict[str, Any], path: Path | None) -> None:
+    """Print the rows as a table, and write them with their setting."""
+    table = Table(title=title)
+    for i, name in enumerate(rows[0]):
+        table.add_column(name, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console().print(table)
+    if path is not None:
+        text = json.dumps({"setting": about, "rows": list(rows)}, indent=2) + "\n"
+        unfinished = path.with_name(path.name + ".part")
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+        print(f"wrote {path}")

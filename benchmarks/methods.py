@@ -1,0 +1,92 @@
+"""Accuracy by distillation method: every recipe of configs/methods/, one epoch on 4,096 rows of SST-2, three seeds.
+
+Each run is the recipe itself through the command line, with fewer rows. The accuracy is that of the last weights on
+held-out rows, which no run trains on and nothing is chosen by; the spread is over the seeds, each of which draws other
+training rows. Needs the teacher of configs/sst2/teacher.yaml under runs/.
+
+    python benchmarks/methods.py --data ../shared/data/glue --json benchmarks/results/methods.json
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from _common import parser, report, setting
+
+ROOT = Path(__file__).resolve().parents[1]
+#: In the order of the table. TinyBERT's task stage goes on from its general stage.
+METHODS = (
+    "no_distillation",
+    "soft_targets",
+    "distilbert",
+    "bert_pkd",
+    "tinybert_general",
+    "tinybert_task",
+    "minilm",
+    "minilmv2",
+    "textbrewer",
+    "dkd",
+    "crd",
+)
+
+
+def run(method: str, seed: int, rows: int, held_out: int, data: str, out: Path) -> dict[str, float]:
+    """Accuracy of student and teacher after one run of a recipe."""
+    folder = out / f"{method}-{seed}"
+    options = {
+        "config": f"configs/methods/{method}.yaml",
+        "seed_everything": seed,
+        "data.path": data,
+        "data.seed": seed,
+        "data.max_train_rows": rows,
+        "data.holdout_size": held_out,
+        "trainer.max_epochs": 1,
+        "trainer.default_root_dir": folder,
+        "trainer.logger": "false",
+        "trainer.callbacks": "null",
+        "trainer.enable_progress_bar": "false",
+    }
+    if method == "tinybert_task":
+        options["model.student.path"] = out / f"tinybert_general-{seed}" / "student"
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    done = subprocess.run(
+        [sys.executable, "train.py", "fit", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(f"{method}, seed {seed}: {done.stderr.strip().splitlines()[-1]}")
+    models = json.loads((folder / "report.json").read_text())["rows"]
+    return {row["name"]: row["metrics"]["test"]["accuracy"]["value"] for row in models}
+
+
+def main() -> None:
+    """Run, print, write."""
+    arguments = parser(__doc__.splitlines()[0])
+    arguments.add_argument("--data", default="nyu-mll/glue", help="GLUE: Hub name or local folder")
+    arguments.add_argument("--out", type=Path, default=Path("runs/benchmarks/methods"), help="folder of the runs")
+    arguments.add_argument("--only", nargs="*", default=list(METHODS), help="names of methods")
+    options = arguments.parse_args()
+    seeds, rows, held_out = ([0], 64, 64) if options.quick else ([0, 1, 2], 4096, 6000)
+    methods = options.only[:2] if options.quick else options.only
+    table = []
+    for method in methods:
+        results = [run(method, seed, rows, held_out, options.data, options.out.resolve()) for seed in seeds]
+        accuracies = [result["student" if "student" in result else "model"] for result in results]
+        table.append(
+            {
+                "method": method,
+                "accuracy": statistics.mean(accuracies),
+                "lowest": min(accuracies),
+                "highest": max(accuracies),
+            }
+        )
+        print(*table[-1].values(), file=sys.stderr)
+    about = setting(seeds=seeds, train_rows=rows, held_out_rows=held_out, epochs=1)
+    report("Accuracy on held-out rows of SST-2", table, about, options.json)
+
+
+if __name__ == "__main__":
+    main()
