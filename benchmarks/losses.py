@@ -26,16 +26,43 @@ from transformers import AutoModelForSequenceClassification, BertConfig, PreTrai
 from _common import parser, report, setting
 from lightning_kd import losses as k
 from lightning_kd.features import FeatureCapture
-from lightning_kd.losses import DistillationLoss, FeatureMatch, SoftTargetKL
+from lightning_kd.losses import DistillationLoss, FeatureMatch, LayerPairMatch, SoftTargetKL
 from lightning_kd.optim import AdamW
 from lightning_kd.outputs import LossInputs, Needs
 
 LAST = [FeatureMatch(-1, -1)]
+TWO_LAYERS = [LayerPairMatch((0, -1), (0, -1))]
 
 #: One pair of layers each, where the loss takes pairs.
 LOSSES: dict[str, Callable[[], DistillationLoss]] = {
     "LogitMSE": k.LogitMSE,
+    "ReverseKL": k.ReverseKL,
+    "JensenShannon": k.JensenShannon,
+    "SkewedKL": k.SkewedKL,
+    "SkewedReverseKL": k.SkewedReverseKL,
+    "SoftTargetBinaryKL": k.SoftTargetBinaryKL,
+    "SoftTargetCrossEntropy": k.SoftTargetCrossEntropy,
+    "DecoupledKD": k.DecoupledKD,
+    "DIST": k.DIST,
+    "LogitStandardizationKL": k.LogitStandardizationKL,
     "HiddenStateMSE": lambda: k.HiddenStateMSE(LAST),
+    "HiddenStateMSE, linear": lambda: k.HiddenStateMSE(LAST, projection="linear"),
+    "HiddenStateCosine": lambda: k.HiddenStateCosine(LAST),
+    "PatientKD": lambda: k.PatientKD(LAST),
+    "NST": lambda: k.NST(TWO_LAYERS),
+    "FSP": lambda: k.FSP(TWO_LAYERS),
+    "LinearCKA": lambda: k.LinearCKA(LAST),
+    "RKDDistance": lambda: k.RKDDistance(LAST),
+    "RKDAngle": lambda: k.RKDAngle(LAST),
+    "SimilarityPreserving": lambda: k.SimilarityPreserving(LAST),
+    "PKT": lambda: k.PKT(LAST),
+    "CRD": lambda: k.CRD(LAST),
+    "BERTEMD": k.BERTEMD,
+    "AttentionMSE": lambda: k.AttentionMSE(LAST),
+    "AttentionCrossEntropy": lambda: k.AttentionCrossEntropy(LAST),
+    "AttentionKL": lambda: k.AttentionKL(LAST),
+    "MiniLM": k.MiniLM,
+    "MiniLMv2": k.MiniLMv2,
 }
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 import sys
 from pathlib import Path
 from types import FunctionType
 
+from transformers import BertConfig
+
 import lightning_kd.losses as catalogue
-from lightning_kd.losses import DistillationLoss
+from lightning_kd.losses import DistillationLoss, LayerMap, LayerPairMatch
+from lightning_kd.losses.layer_pairs import LayerPairLoss
 
 PAGE = Path(__file__).with_name("losses.md")
 
@@ -68,10 +72,30 @@ def sections(kind: type[DistillationLoss]) -> tuple[str, str, str]:
     return cited.group(1), link(cited.group(2)), plain(relations.group(1))
 
 
+def needs(kind: type[DistillationLoss]) -> str:
+    """What a loss reads of both models."""
+    matches = inspect.signature(kind).parameters.get("matches")
+    if matches is None or matches.default is not inspect.Parameter.empty:
+        loss = kind()
+    else:
+        pairs = [LayerPairMatch((0, 1), (0, 1))] if issubclass(kind, LayerPairLoss) else LayerMap()
+        loss = kind(pairs)  # type: ignore[call-arg]
+    config = BertConfig(hidden_size=48, num_attention_heads=4, num_hidden_layers=2, num_labels=3)
+    loss.build(config, config)
+    asked = loss.needs("student")
+    parts = [f.name.replace("_", " ") for f in dataclasses.fields(asked) if getattr(asked, f.name)]
+    return ", ".join(parts or ["logits"])
+
+
 def plain(text: str) -> str:
     """Roles and double backquotes of a docstring as Markdown, on one line."""
     text = re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"`\1`", text)
     return " ".join(text.replace("``", "`").split())
+
+
+def without_bars(formula: str) -> str:
+    """LaTeX without the character that ends a cell of a table."""
+    return formula.replace(r"\|", r"\Vert ").replace("|", r"\vert ")
 
 
 def link(citation: str) -> str:
@@ -82,14 +106,14 @@ def link(citation: str) -> str:
 def page() -> str:
     """The whole page."""
     rows = [
-        "| loss | what it compares | formula | paper | when to take it, and its siblings |",
-        "| --- | --- | --- | --- | --- |",
+        "| loss | what it compares | formula | it reads | paper | when to take it, and its siblings |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for kinds in families().values():
         for kind in kinds:
             what, paper, relations = sections(kind)
-            math = "<br>".join(f"${formula}$".replace("|", r"\vert ") for formula in formulas(kind))
-            rows.append(f"| `{kind.__name__}` | {plain(what)} | {math} | {paper} | {relations} |")
+            math = "<br>".join(f"${without_bars(formula)}$" for formula in formulas(kind))
+            rows.append(f"| `{kind.__name__}` | {plain(what)} | {math} | {needs(kind)} | {paper} | {relations} |")
     return HEAD + "\n".join(rows) + "\n"
 
 

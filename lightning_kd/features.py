@@ -58,15 +58,16 @@ class FeatureCapture:
         self._kept: dict[str, list[Any]] | None = None  # filled during a call, and in no other pass of the model
         self._modules = {name: name for name in self._names}
         self._modules.update({f"{kind} {layer}": self._find(kind, layer) for kind, layer in self._attention})
-        self._handles = []
-        for key, name in self._modules.items():
-            try:
-                module = model.get_submodule(name)
-            except AttributeError:
-                names = [known for known, _ in model.named_modules()]
-                what = f"a layer's number or a module of the {role} by its dotted name"
-                raise expected(f"{role}_layer", what, name, nearest(name, names)) from None
-            self._handles.append(module.register_forward_hook(self._keep(key)))
+        modules = {key: self._module(name) for key, name in self._modules.items()}  # all, before a hook is put on any
+        self._handles = [module.register_forward_hook(self._keep(key)) for key, module in modules.items()]
+
+    def _module(self, name: str) -> nn.Module:
+        try:
+            return self._model.get_submodule(name)
+        except AttributeError:
+            names = [known for known, _ in self._model.named_modules()]
+            what = f"a layer's number or a module of the {self._role} by its dotted name"
+            raise expected(f"{self._role}_layer", what, name, nearest(name, names)) from None
 
     def _find(self, kind: str, layer: int) -> str:
         """The dotted name of the projection that makes a layer's queries, keys or values."""

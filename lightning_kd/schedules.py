@@ -76,7 +76,7 @@ class Exponential(Schedule):
     """From ``start`` to ``end``, by the same factor in each step; both above 0.
 
     Example:
-        >>> Exponential(8.0, 2.0)(0.5)
+        >>> round(Exponential(8.0, 2.0)(0.5), 6)
         4.0
     """
 

@@ -82,7 +82,7 @@ def test_the_metadata(wheel: Path) -> None:
     assert metadata["Name"] == "lightning-kd"
     assert metadata["Version"] == lightning_kd.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
-    assert {"openvino", "onnx", "torchao", "dev"} == set(metadata.get_all("Provides-Extra", []))
+    assert {"openvino", "onnx", "torchao", "emd", "dev"} == set(metadata.get_all("Provides-Extra", []))
     assert "lightning-kd" in metadata.get_payload()  # the README
 
 

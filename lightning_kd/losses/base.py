@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +20,15 @@ __all__ = [
     "LayerMap",
     "MatchLoss",
     "ProjectedMatchLoss",
+    "aligned",
     "comparable",
     "floating",
+    "full_precision",
     "masked_mean",
 ]
 
 Role = Literal["student", "teacher"]
+Projection = Literal["auto", "linear", "relu", "tanh"]
 
 
 @dataclass(frozen=True)
@@ -204,24 +207,18 @@ class ProjectedMatchLoss(MatchLoss):
     def __init__(
         self,
         matches: list[FeatureMatch] | LayerMap,
-        projection: Literal["auto", "linear", "relu", "tanh"] = "auto",
+        projection: Projection = "auto",
         projection_lr: float | None = None,
     ) -> None:
         super().__init__(matches)
-        if projection not in ("auto", "linear", "relu", "tanh"):
-            raise expected("projection", "'auto', 'linear', 'relu' or 'tanh'", projection)
-        if projection_lr is not None:
-            check_positive("projection_lr", projection_lr)
+        check_projection(projection, projection_lr)
         self.projection = projection
         self.parameters_lr = projection_lr
         self.projections = nn.ModuleList()
 
     def build(self, student: PretrainedConfig, teacher: PretrainedConfig) -> None:
         super().build(student, teacher)
-        if self.projection != "auto" or student.hidden_size != teacher.hidden_size:
-            self.projections = nn.ModuleList(
-                projector(student.hidden_size, teacher.hidden_size, self.projection) for _ in self.matches
-            )
+        self.projections = projectors(student.hidden_size, teacher.hidden_size, self.projection, len(self.matches))
 
     def compare(self, index: int, match: FeatureMatch, inputs: LossInputs) -> Tensor:
         state = inputs.student.hidden_states[match.student_layer]
@@ -234,14 +231,26 @@ class ProjectedMatchLoss(MatchLoss):
         """The loss of two hidden states ``(B, L, H)`` under a bool mask ``(B, L)``; a scalar."""
 
 
-def projector(student_dim: int, teacher_dim: int, kind: str = "linear") -> nn.Module:
-    """A trainable map from the student's width to the teacher's: N(0, 0.02) weights, no bias at first."""
-    linear = nn.Linear(student_dim, teacher_dim)
-    nn.init.normal_(linear.weight, std=0.02)
-    nn.init.zeros_(linear.bias)
-    if kind in ("auto", "linear"):
-        return linear
-    return nn.Sequential(linear, nn.ReLU() if kind == "relu" else nn.Tanh())
+def check_projection(projection: str, projection_lr: float | None) -> None:
+    """Raise unless there is such a projection, and its learning rate, where it has its own, is above 0."""
+    if projection not in get_args(Projection):
+        raise expected("projection", "'auto', 'linear', 'relu' or 'tanh'", projection)
+    if projection_lr is not None:
+        check_positive("projection_lr", projection_lr)
+
+
+def projectors(student_dim: int, teacher_dim: int, projection: Projection, count: int) -> nn.ModuleList:
+    """Trainable maps from the student's width to the teacher's, N(0, 0.02) at first; none if none is needed."""
+    made = nn.ModuleList()
+    if projection == "auto" and student_dim == teacher_dim:
+        return made
+    for _ in range(count):
+        linear = nn.Linear(student_dim, teacher_dim)
+        nn.init.normal_(linear.weight, std=0.02)
+        nn.init.zeros_(linear.bias)
+        nonlinear = {"relu": nn.ReLU, "tanh": nn.Tanh}.get(projection)
+        made.append(nn.Sequential(linear, nonlinear()) if nonlinear else linear)
+    return made
 
 
 def resolve_layer(name: str, layer: int | str, num_layers: int, role: str, first: int = 0) -> int | str:
@@ -296,6 +305,32 @@ def comparable(student: Tensor, teacher: Tensor, mask: Tensor) -> tuple[Tensor, 
         )
     student, teacher = floating(student, teacher.detach())
     return student, teacher
+
+
+def aligned(student: Tensor, teacher: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Both tensors in float32 (float64 if either is), 0 where masked, the teacher's detached; widths may differ.
+
+    Args:
+        student: ``(..., D)``.
+        teacher: ``(..., D')``.
+        mask: Bool ``(...)``.
+
+    Raises:
+        InputError: If the shapes but for the widths do not agree.
+    """
+    if not student.shape[:-1] == teacher.shape[:-1] == mask.shape:
+        raise InputError(
+            "Expected student (..., D), teacher (..., D') and a mask (...) that agree in all but the widths, "
+            f"but got {shapes(student, teacher, mask)}."
+        )
+    left_out = ~mask.unsqueeze(-1)
+    student, teacher = floating(student.masked_fill(left_out, 0), teacher.detach().masked_fill(left_out, 0))
+    return student, teacher
+
+
+def full_precision(tensor: Tensor) -> torch.autocast:
+    """A context without autocast on the tensor's device: it would take matrix products of float32 in half precision."""
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def shapes(*tensors: Tensor) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -12,6 +13,7 @@ from transformers import BertConfig
 
 from lightning_kd import InputError
 from lightning_kd.losses import FeatureMatch, HiddenStateMSE, LayerMap
+from lightning_kd.losses.base import aligned, full_precision
 from lightning_kd.outputs import Needs
 
 
@@ -93,3 +95,23 @@ def test_projection_kinds(projection: Any, kinds: list[type]) -> None:
     linear = layers[0]
     assert isinstance(linear, nn.Linear) and not linear.bias.any()
     assert linear.weight.shape == (512, 256) and linear.weight.std().item() == pytest.approx(0.02, rel=0.02)
+
+
+def test_aligned_detaches_and_clears() -> None:
+    """Stops garbage, NaN too, at what is masked from reaching a product, and a teacher that moves."""
+    student = torch.tensor([[1.0], [float("nan")]], requires_grad=True)
+    teacher = torch.tensor([[2.0, 3.0], [float("inf"), 1.0]], dtype=torch.float64, requires_grad=True)
+    s, t = aligned(student, teacher, torch.tensor([True, False]))
+    assert s.tolist() == [[1], [0]] and t.tolist() == [[2, 3], [0, 0]]
+    assert s.dtype == t.dtype == torch.float64 and s.requires_grad and not t.requires_grad
+    with pytest.raises(InputError, match=r"in all but the widths, but got \(2, 3\), \(1, 3\) and \(2,\)"):
+        aligned(torch.ones(2, 3), torch.ones(1, 3), torch.ones(2, dtype=torch.bool))
+
+
+def test_full_precision_ends_autocast() -> None:
+    """Stops bf16 products of float32 tensors under autocast, and autocast that stays off behind it."""
+    ones = torch.ones(2, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        with full_precision(ones):
+            assert (ones @ ones).dtype == torch.float32
+        assert (ones @ ones).dtype == torch.bfloat16

@@ -1,4 +1,4 @@
-"""The squared difference of hidden states: the formula, the layers that it picks and the projections that it owns."""
+"""Squared difference and cosine distance of hidden states: formulas, the layers picked, the projections owned."""
 
 from __future__ import annotations
 
@@ -14,12 +14,19 @@ from torch import Tensor
 from transformers import BertConfig, DistilBertConfig
 
 import references
+import references_hidden
 from lightning_kd import InputError
 from lightning_kd.losses import FeatureMatch, HiddenStateMSE, hidden_state_mse
+from lightning_kd.losses.hidden_state import HiddenStateCosine, hidden_state_cosine
 
 NARROW = BertConfig(hidden_size=4, num_hidden_layers=2, num_attention_heads=2)
 WIDE = BertConfig(hidden_size=6, num_hidden_layers=4, num_attention_heads=2)
 TOKEN_MASK = torch.tensor([[True, True, True], [True, False, False]])
+LOSSES = [
+    pytest.param(hidden_state_mse, references.hidden_state_mse, id="mse"),
+    pytest.param(hidden_state_cosine, references_hidden.hidden_state_cosine, id="cosine"),
+]
+FUNCTIONS = [pytest.param(hidden_state_mse, id="mse"), pytest.param(hidden_state_cosine, id="cosine")]
 
 
 def states(layers: int, width: int, seed: int = 0) -> dict[int, Tensor]:
@@ -28,6 +35,7 @@ def states(layers: int, width: int, seed: int = 0) -> dict[int, Tensor]:
     return {i: torch.randn(2, 3, width, generator=generator).requires_grad_() for i in range(layers + 1)}
 
 
+@pytest.mark.parametrize(("loss", "reference"), LOSSES)
 @given(
     batch=st.integers(1, 3),
     length=st.integers(1, 4),
@@ -35,51 +43,76 @@ def states(layers: int, width: int, seed: int = 0) -> dict[int, Tensor]:
     keep=st.floats(0, 1),
     seed=st.integers(0, 2**32),
 )
-def test_equals_plain_loop(batch: int, length: int, width: int, keep: float, seed: int) -> None:
+def test_equals_plain_loop(
+    loss: Any, reference: Any, batch: int, length: int, width: int, keep: float, seed: int
+) -> None:
     """Stops a mean of each row's mean, in which a token of a short text weighs more than one of a long text."""
     generator = torch.Generator().manual_seed(seed)
     student, teacher = torch.randn(2, batch, length, width, generator=generator, dtype=torch.float64)
     mask = torch.rand(batch, length, generator=generator) < keep
-    expected = references.hidden_state_mse(student.tolist(), teacher.tolist(), mask.tolist())
-    assert hidden_state_mse(student, teacher, mask).item() == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    expected = reference(student.tolist(), teacher.tolist(), mask.tolist())
+    assert loss(student, teacher, mask).item() == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
 def test_equals_torch(contract: Any) -> None:
-    """Stops a drift from torch's mean squared error over the tokens that are left."""
-    expected = F.mse_loss(contract.student[contract.mask], contract.teacher[contract.mask])
-    value = hidden_state_mse(contract.student, contract.teacher, contract.mask)
-    assert value.item() == pytest.approx(expected.item(), rel=1e-12)
+    """Stops a drift from torch's losses over the tokens that are left."""
+    student, teacher = contract.student[contract.mask], contract.teacher[contract.mask]
+    cosine = F.cosine_embedding_loss(student, teacher, torch.ones(len(student)))
+    for loss, expected in ((hidden_state_mse, F.mse_loss(student, teacher)), (hidden_state_cosine, cosine)):
+        value = loss(contract.student, contract.teacher, contract.mask)
+        assert value.item() == pytest.approx(expected.item(), rel=1e-12)
 
 
+@pytest.mark.parametrize("loss", FUNCTIONS)
 @pytest.mark.parametrize(
     "check",
     ["zero_for_equals", "ignores_masked", "zero_when_all_masked", "no_gradient_to_teacher", "refuses_other_shapes"],
 )
-def test_contract(contract: Any, check: str) -> None:
+def test_contract(contract: Any, check: str, loss: Any) -> None:
     """Stops padding in the mean, the NaN of an empty mean, a teacher that moves, and a broadcast over the batch."""
-    getattr(contract, check)(hidden_state_mse)
+    getattr(contract, check)(loss)
 
 
-def test_gradient_is_right(contract: Any) -> None:
+@pytest.mark.parametrize("loss", FUNCTIONS)
+def test_gradient_is_right(contract: Any, loss: Any) -> None:
     """Stops a detach or an in-place step in the student's path."""
-    contract.gradient_is_right(hidden_state_mse)
+    contract.gradient_is_right(loss)
 
 
+@pytest.mark.parametrize("loss", FUNCTIONS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_float32_from_half(contract: Any, dtype: torch.dtype) -> None:
+def test_float32_from_half(contract: Any, dtype: torch.dtype, loss: Any) -> None:
     """Stops a sum of squares in half precision: fp16 overflows at 65,504."""
-    contract.float32_from_half(hidden_state_mse, dtype)
+    contract.float32_from_half(loss, dtype)
 
 
-def test_class_sums_weighted_pairs(loss_inputs: Callable[..., Any]) -> None:
+def test_cosine_does_not_see_the_length(contract: Any) -> None:
+    """Stops a missing norm: the loss would reward a student for short states."""
+    value = hidden_state_cosine(contract.student, contract.teacher, contract.mask)
+    other = hidden_state_cosine(7 * contract.student, contract.teacher / 3, contract.mask)
+    assert other.item() == pytest.approx(value.item(), rel=1e-12)
+
+
+def test_cosine_of_zero_has_a_gradient() -> None:
+    """Stops the NaN of 0 / 0 at a state of zeros."""
+    student = torch.zeros(1, 1, 3, requires_grad=True)
+    hidden_state_cosine(student, torch.ones(1, 1, 3), torch.tensor([[True]])).backward()
+    assert student.grad is not None and student.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "reference"),
+    [(HiddenStateMSE, references.hidden_state_mse), (HiddenStateCosine, references_hidden.hidden_state_cosine)],
+)
+def test_class_sums_weighted_pairs(loss_inputs: Callable[..., Any], kind: Any, reference: Any) -> None:
     """Stops a pair that reads another layer, a weight that is lost, and a token mask that is not passed on."""
-    loss = HiddenStateMSE([FeatureMatch(0, 0), FeatureMatch(1, 2, weight=0.5), FeatureMatch(2, 4, weight=3.0)])
+    loss = kind([FeatureMatch(0, 0), FeatureMatch(1, 2, weight=0.5), FeatureMatch(2, 4, weight=3.0)])
     loss.build(NARROW, BertConfig(hidden_size=4, num_hidden_layers=4, num_attention_heads=2))
     student, teacher = states(2, 4), states(4, 4, seed=1)
     logits = torch.zeros(2, 2)
     value = loss(loss_inputs(logits, logits, None, student, teacher, TOKEN_MASK))
     expected = sum(
-        weight * references.hidden_state_mse(student[i].tolist(), teacher[j].tolist(), TOKEN_MASK.tolist())
+        weight * reference(student[i].tolist(), teacher[j].tolist(), TOKEN_MASK.tolist())
         for i, j, weight in ((0, 0, 1.0), (1, 2, 0.5), (2, 4, 3.0))
     )
     assert value.item() == pytest.approx(expected, rel=1e-5)

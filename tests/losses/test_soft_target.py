@@ -15,10 +15,13 @@ from torch import Tensor
 from transformers import BertConfig
 
 import references
+import references_logits
 from lightning_kd import InputError
 from lightning_kd.losses import SoftTargetKL, logit_mse, soft_target_kl
+from lightning_kd.losses.soft_target import SoftTargetCrossEntropy, soft_target_cross_entropy
 
 at_two = partial(soft_target_kl, temperature=2.0)
+cross_entropy_at_two = partial(soft_target_cross_entropy, temperature=2.0)
 
 
 def logits(*shape: int, seed: int = 0, spread: float = 3.0) -> Tensor:
@@ -140,3 +143,88 @@ def test_refuses_regression() -> None:
     SoftTargetKL().build(classes, classes)
     with pytest.raises(InputError, match=r"one output \(regression\). Use LogitMSE instead"):
         SoftTargetKL().build(regression, regression)
+
+
+@given(
+    shape=st.lists(st.integers(1, 4), min_size=1, max_size=2),
+    labels=st.integers(1, 6),
+    keep=st.floats(0, 1),
+    seed=st.integers(0, 2**32),
+)
+def test_per_row_temperature_equals_plain_loop(shape: list[int], labels: int, keep: float, seed: int) -> None:
+    """Stops one row's temperature from reaching another, and one T squared for all; in both losses of this file."""
+    student, teacher = logits(*shape, labels, seed=seed), logits(*shape, labels, seed=seed + 1)
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(shape, generator=generator) < keep
+    temperatures = 0.3 + 10 * torch.rand(shape, generator=generator, dtype=torch.float64)
+    rows = [values.view(-1, labels).tolist() for values in (student, teacher)]
+    rest = (mask.view(-1).tolist(), temperatures.view(-1).tolist())
+    for loss, reference in (
+        (soft_target_kl, references_logits.soft_target_kl),
+        (soft_target_cross_entropy, references_logits.soft_target_cross_entropy),
+    ):
+        value = loss(student, teacher, mask, temperatures).item()
+        assert value == pytest.approx(reference(*rows, *rest), rel=1e-6, abs=1e-6)
+
+
+def test_no_gradient_to_temperature() -> None:
+    """Stops a temperature that depends on the student from being trained by the loss that it divides."""
+    temperatures = torch.tensor([1.0, 2.0], requires_grad=True)
+    student = logits(2, 3).requires_grad_()
+    soft_target_kl(student, logits(2, 3, seed=1), torch.ones(2, dtype=torch.bool), temperatures).backward()
+    assert temperatures.grad is None and student.grad is not None
+
+
+def test_non_finite_padding_is_ignored() -> None:
+    """Stops NaN in padding, as an fp16 teacher may give it: times 0 it is still NaN."""
+    student, teacher, mask = logits(2, 3), logits(2, 3, seed=1), torch.tensor([True, False])
+    expected = at_two(student, teacher, mask).item()
+    student[1], teacher[1] = float("nan"), float("inf")
+    student.requires_grad_()
+    value = at_two(student, teacher, mask)
+    value.backward()
+    assert value.item() == expected
+    assert student.grad is not None and student.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_cross_entropy_equals_torch(temperature: float) -> None:
+    """Stops a drift from torch's own cross-entropy with probabilities, and T squared from TextBrewer's setting."""
+    student, teacher = logits(6, 3), logits(6, 3, seed=1)
+    expected = F.cross_entropy(student / temperature, F.softmax(teacher / temperature, -1))
+    value = soft_target_cross_entropy(student, teacher, torch.ones(6, dtype=torch.bool), temperature, scale=False)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_cross_entropy_has_the_gradient_of_kl(contract: Any) -> None:
+    """Stops a student's entropy in the place of the teacher's: the two losses differ by a constant only."""
+    gradients = [
+        torch.autograd.grad(loss(contract.student, contract.teacher, contract.mask), contract.student)[0]
+        for loss in (at_two, cross_entropy_at_two)
+    ]
+    assert torch.allclose(*gradients, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "check",
+    ["ignores_masked", "zero_when_all_masked", "no_gradient_to_teacher", "refuses_other_shapes", "gradient_is_right"],
+)
+def test_cross_entropy_contract(contract: Any, check: str) -> None:
+    """Stops padding in the mean, the NaN of an empty mean, a teacher that moves, and a broadcast over the batch."""
+    getattr(contract, check)(cross_entropy_at_two)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_cross_entropy_float32_from_half(contract: Any, dtype: torch.dtype) -> None:
+    """Stops a softmax in half precision, whose small probabilities are 0."""
+    contract.float32_from_half(cross_entropy_at_two, dtype)
+
+
+@pytest.mark.parametrize("scale_by_t2", [True, False])
+def test_cross_entropy_class(loss_inputs: Callable[..., Any], scale_by_t2: bool) -> None:
+    """Stops a class that falls back to KL, or scales twice."""
+    student, teacher = logits(5, 3), logits(5, 3, seed=1)
+    rows = (student.tolist(), teacher.tolist(), [True] * 5, [4.0] * 5)
+    expected = references_logits.soft_target_cross_entropy(*rows) / (1 if scale_by_t2 else 16)
+    value = SoftTargetCrossEntropy(scale_by_t2)(loss_inputs(student, teacher, temperature=4.0))
+    assert value.item() == pytest.approx(expected, rel=1e-6)
