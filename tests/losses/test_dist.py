@@ -98,8 +98,8 @@ def test_float32_from_half(contract: Any, dtype: torch.dtype) -> None:
 )
 def test_no_variance_is_no_nan(case: str, dtype: torch.dtype) -> None:
     """Stops 0 / 0, and the gradient of a root at 0: an even student, one row, labels that no one predicts."""
-    student, teacher = logits(4, 3).to(dtype), logits(4, 3, seed=1).to(dtype)
-    mask = torch.ones(4, dtype=torch.bool)
+    student, teacher = logits(7, 11).to(dtype), logits(7, 11, seed=1).to(dtype)
+    mask = torch.ones(7, dtype=torch.bool)
     if case == "even student":
         student = torch.full_like(student, 0.3)
     elif case == "even teacher":
@@ -109,9 +109,9 @@ def test_no_variance_is_no_nan(case: str, dtype: torch.dtype) -> None:
     elif case == "one label":
         student, teacher = student[:, :1], teacher[:, :1]
     elif case == "certain of one label":
-        student = torch.tensor([6e4, 0.0, -6e4], dtype=dtype).repeat(4, 1)
+        student = torch.tensor([6e4, *[0] * 9, -6e4], dtype=dtype).repeat(7, 1)
     else:
-        student = student[:1].repeat(4, 1)
+        student = student[:1].repeat(7, 1)
     student = student.clone().requires_grad_()
     value = dist_loss(student, teacher, mask, 1.0)
     value.backward()

@@ -85,15 +85,15 @@ def test_scale_and_shift_of_a_row_are_free() -> None:
     )
 
 
-@pytest.mark.parametrize("level", [0.0, 3.3, 1e5])
+@pytest.mark.parametrize("level", [0.0, 3.3, 1000.1, 1e5 + 0.3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_even_row_is_no_nan(level: float, dtype: torch.dtype) -> None:
     """Stops 0 / 0, the root's gradient at 0, and rounding that is blown up to a preference: a head that starts at 0."""
-    student = torch.full((2, 3), level, dtype=dtype).requires_grad_()
-    value = at_two(student, logits(2, 3).to(dtype), torch.ones(2, dtype=torch.bool))
+    student = torch.full((2, 7), level, dtype=dtype).requires_grad_()
+    value = at_two(student, logits(2, 7).to(dtype), torch.ones(2, dtype=torch.bool))
     value.backward()
     assert value.isfinite() and value.item() > 0
-    assert standardize(student).tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert not standardize(student).any()
     assert student.grad is not None and not student.grad.any()
 
 
