@@ -8,7 +8,7 @@ import platform
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -192,11 +192,11 @@ class CompressionReport(L.Callback):
         total = sum(splits.values())
         rank_zero_info(f"Measuring {', '.join(c.name for c in candidates)} on {total:,} rows")
         evaluations: dict[str, dict[str, Evaluation]] = {c.name: {} for c in candidates}
-        outputs = cast(int, module.model.config.num_labels)
         for split in splits:
             batches = data.evaluation_batches(split)
             for c in candidates:
-                evaluations[c.name][split] = evaluate(c.forward, module.task, batches, data.metric_names, outputs)
+                done = evaluate(c.forward, module.task, batches, data.metric_names, data.label_names)
+                evaluations[c.name][split] = done
         forwards = {c.name: c.forward for c in candidates}
         single, many = _timing_batches(data, module, main_split)
         latency = time_interleaved(forwards, single, _ROUNDS, self.threads)
@@ -219,9 +219,7 @@ class CompressionReport(L.Callback):
                     kept=_percent(value, evaluations[teacher.name][main_split].metrics[main_metric].value)
                     if teacher
                     else None,
-                    agreement=_agreement(done, evaluations[c.float_name], main_split, outputs)
-                    if c.float_name
-                    else None,
+                    agreement=_agreement(done, evaluations[c.float_name], main_split) if c.float_name else None,
                     times_smaller=teacher.bytes / c.bytes if teacher else None,
                     times_faster=paired_speedup(latency[teacher.name], latency[c.name]) if teacher else None,
                 )
@@ -265,10 +263,12 @@ def _percent(value: float, of: float) -> float | None:
     return 100 * value / of if of > 0 else None
 
 
-def _agreement(own: dict[str, Evaluation], other: dict[str, Evaluation], split: str, outputs: int) -> float | None:
-    if outputs == 1:
+def _agreement(own: dict[str, Evaluation], other: dict[str, Evaluation], split: str) -> float | None:
+    """Share of equal predictions, of rows or of words; none for scores."""
+    one, two = own[split].predictions, other[split].predictions
+    if one.is_floating_point():
         return None
-    return (own[split].predictions == other[split].predictions).float().mean().item()
+    return (one == two)[one >= 0].float().mean().item()
 
 
 def _setting(data: Any, threads: int, latency_rows: int) -> dict[str, Any]:

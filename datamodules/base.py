@@ -142,17 +142,16 @@ class TransformerDataModule(L.LightningDataModule):
             self._add("test", train, held_out)
             return
         rows = self.load_split("test")
-        if (
-            rows is not None
-            and self.label_column in rows.column_names
-            and min(rows[self.label_column], default=-1) >= 0
-        ):
+        if rows is not None and self.label_column in rows.column_names and self._is_labelled(rows):
             self._add("test", rows)
         elif required:
             raise InputError(
                 f"{self._name()} has no test split with labels. Set data.holdout_size to hold rows out of the "
                 "training split, or run `validate`."
             )
+
+    def _is_labelled(self, rows: Dataset) -> bool:
+        return min(rows[self.label_column], default=-1) >= 0
 
     def _predict_split(self) -> str:
         return "test" if self.load_split("test") is not None else self.validation_splits[0]
@@ -166,6 +165,7 @@ class TransformerDataModule(L.LightningDataModule):
             if rows is not None:
                 self._check_columns(rows, split)
                 feature = rows.features[self.label_column]
+                feature = getattr(feature, "feature", feature)  # a list of labels, one a word
                 return list(feature.names) if isinstance(feature, ClassLabel) else None
         raise InputError(f"{self._name()} has neither a train nor a validation split.")
 
@@ -193,7 +193,8 @@ class TransformerDataModule(L.LightningDataModule):
             raise expected("holdout_size", f"below the {len(rows):,} rows of the training split", self.holdout_size)
         held_out, kept = np.sort(order[: self.holdout_size]), order[self.holdout_size :]
         if self.holdout_size:
-            texts = list(zip(*(list(rows[column]) for column in self.text_columns), strict=True))
+            columns = (map(_hashable, rows[column]) for column in self.text_columns)
+            texts = list(zip(*columns, strict=True))
             taken = {texts[i] for i in held_out}
             before = len(kept)
             kept = np.asarray([i for i in kept if texts[i] not in taken], dtype=np.int64)
@@ -276,7 +277,7 @@ class TransformerDataModule(L.LightningDataModule):
             cast(Any, rows),  # which hands row numbers to the collator
             batch_size=None,
             sampler=sampler,
-            collate_fn=Collator(rows, cast(int, self.tokenizer.pad_token_id)),
+            collate_fn=Collator(rows, cast(int, self.tokenizer.pad_token_id), with_texts=name == "predict"),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )
@@ -313,6 +314,10 @@ class TransformerDataModule(L.LightningDataModule):
         """The data in a few words, as reports name it."""
         held_out = f"; test: {self.holdout_size:,} rows held out of train, seed {self.holdout_seed}"
         return self._name() + (held_out if self.holdout_size else "")
+
+
+def _hashable(text: str | list[str]) -> str | tuple[str, ...]:
+    return text if isinstance(text, str) else tuple(text)
 
 
 def _concatenate(rows: list[list[int]]) -> NDArray[np.int32]:

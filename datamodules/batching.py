@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 from lightning_kd._checks import expected
+from lightning_kd.tasks.base import IGNORED
+from lightning_kd.tasks.words import joined
 
 __all__ = ["BucketBatchSampler", "Collator", "TokenizedRows"]
 
@@ -24,59 +26,85 @@ _POOL = 50
 class TokenizedRows(Dataset[list[int]]):
     """Token ids of all rows in one array: 1 million short texts are some 100 MB.
 
+    A row that is longer than the model can read is several windows; all windows of a row come in the same batch.
+
     Attributes:
-        tokens: By the model's input name, ``(total tokens,)``; ``input_ids`` and, if the model has it,
-            ``token_type_ids``.
-        offsets: ``(rows + 1,)``; row ``i`` is ``tokens[name][offsets[i]:offsets[i + 1]]``.
-        labels: ``(rows,)``, int64 or float32; -1 where there is none.
+        tokens: What there is of each token, ``(total tokens,)``: by the model's input name, ``input_ids`` and, if the
+            model has it, ``token_type_ids``; where tokens are labelled also ``labels`` and ``words``.
+        offsets: ``(windows + 1,)``; window ``i`` is ``tokens[name][offsets[i]:offsets[i + 1]]``.
         index: ``(rows,)``, the rows' numbers in the data set.
+        labels: ``(rows,)``, int64 or float32; -1 where there is none. ``None`` where tokens are labelled.
+        windows: ``(rows + 1,)``; row ``i`` has the windows from ``windows[i]`` to ``windows[i + 1]``. ``None`` where
+            each has one.
+        words: The words of each row, where predictions are about words.
         truncated: How many rows were longer than the limit.
     """
 
     tokens: dict[str, NDArray[np.int32]]
     offsets: NDArray[np.int64]
-    labels: NDArray[np.int64] | NDArray[np.float32]
     index: NDArray[np.int64]
+    labels: NDArray[np.int64] | NDArray[np.float32] | None = None
+    windows: NDArray[np.int64] | None = None
+    words: Sequence[Sequence[str]] | None = None
     truncated: int = 0
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return len(self.index)
 
     def __getitem__(self, rows: list[int]) -> list[int]:
         return rows
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """``(rows,)``, tokens in each row."""
-        return np.diff(self.offsets)
+        """``(rows,)``, tokens in the longest window of each row."""
+        lengths = np.diff(self.offsets)
+        return lengths if self.windows is None else np.maximum.reduceat(lengths, self.windows[:-1])
 
 
 class Collator:
-    """Pads the rows of a batch to the longest of them.
+    """Pads the windows of a batch's rows to the longest of them.
 
     Args:
         rows: Where the tokens are.
         pad_token_id: Fills ``input_ids``.
+        with_texts: Add ``texts`` and ``spans``, the places of the words in them, where rows have words.
     """
 
-    def __init__(self, rows: TokenizedRows, pad_token_id: int) -> None:
+    def __init__(self, rows: TokenizedRows, pad_token_id: int, with_texts: bool = False) -> None:
         self.rows = rows
-        self.pad = {name: pad_token_id if name == "input_ids" else 0 for name in rows.tokens}
+        self.with_texts = with_texts
+        fill = {"input_ids": pad_token_id, "labels": IGNORED, "words": -1}
+        self.pad = {name: fill.get(name, 0) for name in rows.tokens}
 
-    def __call__(self, numbers: list[int]) -> dict[str, Tensor]:
-        """A batch of ``(B, L)`` token tensors, an attention mask, ``labels`` and ``index`` ``(B,)``."""
+    def __call__(self, numbers: list[int]) -> dict[str, Any]:
+        """A batch: ``(windows, L)`` token tensors and an attention mask, and the rows' own ``labels`` and ``index``.
+
+        Where a row can have several windows, ``example`` ``(windows,)`` names the row of the batch that each is of.
+        """
         rows = self.rows
-        starts = rows.offsets[numbers]
-        lengths = rows.offsets[np.asarray(numbers) + 1] - starts
+        windows, example = np.asarray(numbers), None
+        if rows.windows is not None:
+            counts = rows.windows[windows + 1] - rows.windows[windows]
+            example = np.repeat(np.arange(len(windows)), counts)
+            first = np.cumsum(counts) - counts  # of each row's windows, the place in the batch
+            windows = rows.windows[windows][example] + np.arange(len(example)) - first[example]
+        starts = rows.offsets[windows]
+        lengths = rows.offsets[windows + 1] - starts
         mask = np.arange(lengths.max()) < lengths[:, None]
         flat = (starts[:, None] + np.arange(mask.shape[1]))[mask]
-        batch: dict[str, Tensor] = {}
+        batch: dict[str, Any] = {}
         for name, tokens in rows.tokens.items():
             padded = np.full(mask.shape, self.pad[name], dtype=np.int64)
             padded[mask] = tokens[flat]
             batch[name] = torch.from_numpy(padded)
         batch["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
-        batch["labels"] = torch.from_numpy(rows.labels[numbers])
+        if rows.labels is not None:
+            batch["labels"] = torch.from_numpy(rows.labels[numbers])
+        if example is not None:
+            batch["example"] = torch.from_numpy(example)
+        if self.with_texts and rows.words is not None:
+            texts = [joined(rows.words[number]) for number in numbers]
+            batch["texts"], batch["spans"] = [text for text, _ in texts], [spans for _, spans in texts]
         batch["index"] = torch.from_numpy(rows.index[numbers])
         return batch
 

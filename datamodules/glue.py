@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Literal, get_args
 
-from datasets import Dataset, DatasetDict, load_dataset, load_dataset_builder
+from datasets import Dataset
 
 from lightning_kd._checks import expected
 from lightning_kd.datamodules.base import TransformerDataModule
+from lightning_kd.datamodules.loading import load_data
 from lightning_kd.models import check_folder
 
 __all__ = ["GLUEDataModule"]
@@ -100,23 +99,4 @@ class GLUEDataModule(TransformerDataModule):
     def load_split(self, split: str) -> Dataset | None:
         if self.name == "mnli" and split == "test":
             split = "test_matched"
-        return _load(self.path, self.name).get(split)
-
-
-@cache
-def _load(path: str, name: str) -> DatasetDict:
-    try:
-        if not Path(path).is_dir():
-            return load_dataset(path, name)
-        # `datasets` caches a folder by its last name alone; its files, by their full paths and times.
-        builder = load_dataset_builder(path, name)
-        files = {str(split): list(paths) for split, paths in builder.config.data_files.items()}
-        return load_dataset(builder.name, data_files=files, features=builder.info.features)
-    except (OSError, ValueError) as error:  # nothing there, no connection, or no configuration of that name
-        reason = str(error).partition("\n")[0]
-        raise expected(
-            "data.path",
-            f"a Hub data set or a local folder with the GLUE set {name!r} as Parquet",
-            path,
-            f"Check the path, and that the Hub can be reached: {reason}",
-        ) from error
+        return load_data(self.path, self.name).get(split)

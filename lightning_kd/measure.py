@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_kd.quantization import Forward
 from lightning_kd.tasks import Task
+from lightning_kd.tasks.base import IGNORED
 
 __all__ = ["Estimate", "Evaluation", "evaluate", "paired_speedup", "time_interleaved"]
 
@@ -46,7 +48,11 @@ class Evaluation:
 
 
 def evaluate(
-    forward: Forward, task: Task, batches: Iterable[Mapping[str, Tensor]], names: Sequence[str], num_outputs: int
+    forward: Forward,
+    task: Task,
+    batches: Iterable[Mapping[str, Tensor]],
+    names: Sequence[str],
+    label_names: Sequence[str] | None,
 ) -> Evaluation:
     """Run a model over labelled batches.
 
@@ -55,14 +61,11 @@ def evaluate(
         task: From logits to predictions and metrics.
         batches: Each row once, with ``labels``.
         names: The metrics.
-        num_outputs: Labels, or 1 for regression.
+        label_names: The labels; ``None`` for regression.
     """
-    predictions, labels = [], []
-    for batch in batches:
-        predictions.append(task.predictions(forward(task.model_inputs(batch))))
-        labels.append(batch["labels"])
-    predicted, target = torch.cat(predictions), torch.cat(labels)
-    metrics = task.metrics(names, num_outputs)
+    outcomes = [task.outcomes(forward(task.model_inputs(batch)), batch) for batch in batches]
+    predicted, target = (_concatenate(parts) for parts in zip(*outcomes, strict=True))
+    metrics = task.metrics(names, label_names)
     for metric in metrics.values():  # this process measures alone: there is nobody to wait for
         metric.distributed_available_fn = lambda: False
 
@@ -78,6 +81,14 @@ def evaluate(
         {name: Estimate(value, float(np.std([s[name] for s in samples], ddof=1))) for name, value in values.items()},
         predicted,
     )
+
+
+def _concatenate(parts: Sequence[Tensor]) -> Tensor:
+    """Rows of all parts; where they are sequences, the shorter ones are filled up."""
+    if parts[0].ndim == 1:
+        return torch.cat(list(parts))
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([F.pad(part, (0, width - part.shape[1]), value=IGNORED) for part in parts])
 
 
 def time_interleaved(

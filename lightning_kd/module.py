@@ -145,9 +145,12 @@ class DistillationModule(L.LightningModule):
         if stage == "fit":
             self._build_losses_and_teachers()
             self.model.train()  # from_pretrained leaves it in eval mode, and the trainer does not touch it
-        names = self._data("metric_names", ["accuracy"])
+        label_names = _names(self.model.config)
+        names = list(self._data("metric_names", ["accuracy"]))
+        if stage in ("validate", "test"):
+            names += [name for name in self.task.detailed_metrics(label_names) if name not in names]
         for loader_name in self._data("evaluation_names", [""]):
-            metrics = self.task.metrics(names, cast(int, self.model.config.num_labels))
+            metrics = self.task.metrics(names, label_names)
             metrics.add_metrics({"loss": MeanMetric()})
             self.metrics[f"metrics_{loader_name}"] = metrics
 
@@ -297,9 +300,10 @@ class DistillationModule(L.LightningModule):
         loss = self.task.hard_label_loss(logits, batch)
         for name, metric in metrics.items():
             if name == "loss":
-                metric.update(loss, weight=len(batch["labels"]))
+                counted = sum(mask.sum() for mask in self.task.logit_masks(batch).values())
+                metric.update(loss, weight=counted)
             else:
-                metric.update(self.task.predictions(logits), batch["labels"])
+                metric.update(*self.task.outcomes(logits, batch))
 
     def _log_metrics(self, stage: str) -> None:
         for loader_name, module in self.metrics.items():
@@ -326,7 +330,7 @@ class DistillationModule(L.LightningModule):
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
         logits = self._predict(self.task.model_inputs(batch))
-        records = self.task.records(logits, self.model.config)
+        records = self.task.records(logits, batch, self.model.config)
         return [{"index": i, **r} for i, r in zip(batch["index"].tolist(), records, strict=True)]
 
     def configure_optimizers(self) -> Any:

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from lightning_kd._checks import InputError, expected
 from lightning_kd.models import ModelSource, load_trained
 from lightning_kd.quantization import DynamicInt8, Forward, ONNXRuntimeInt8, OpenVINOInt8, Quantizer
-from lightning_kd.tasks import SequenceClassification, Task
+from lightning_kd.tasks import SequenceClassification, Task, TokenClassification
 
 __all__ = ["Runner", "forward_of", "weight_bytes"]
 
@@ -63,19 +63,23 @@ class Runner:
             raise expected("folder", "a folder with a configuration and a tokenizer", str(folder)) from error
         if not any((folder / file).is_file() for file in tokenizer.vocab_files_names.values()):
             raise expected("folder", "a folder with a tokenizer", str(folder))  # or transformers makes up an empty one
+        head = (config.architectures or [""])[0]
+        task = TokenClassification() if head.endswith("ForTokenClassification") else SequenceClassification()
         quantizer = next((kind for kind in _QUANTIZERS if (folder / kind.file_name).is_file()), None)
         if quantizer is not None:
             forward = quantizer.open(folder, threads)
         else:
-            task = SequenceClassification()
             forward = forward_of(load_trained(ModelSource(str(folder)), task.auto_class, "folder"), task)
-        return cls(forward, config, tokenizer)
+        return cls(forward, config, tokenizer, task)
 
-    def predict(self, texts: Sequence[str | tuple[str, str]], batch_size: int = 32) -> list[dict[str, Any]]:
-        """One record a text: ``{"label": ..., "score": ...}``, or only a score for regression.
+    def predict(self, texts: Sequence[str | tuple[str, str] | list[str]], batch_size: int = 32) -> list[dict[str, Any]]:
+        """One record a text.
+
+        ``{"label": ..., "score": ...}``; for regression only a score; for tags ``{"entities": [...]}``, each with its
+        place in the text.
 
         Args:
-            texts: Texts or pairs of texts.
+            texts: Texts or pairs of texts; for tags texts or lists of words.
             batch_size: Texts in one forward pass.
 
         Raises:
@@ -86,8 +90,8 @@ class Runner:
         records: list[dict[str, Any]] = []
         for start in range(0, len(texts), batch_size):
             part = list(texts[start : start + batch_size])
-            encoded = self.tokenizer(part, padding=True, truncation=True, return_tensors="pt")
-            records += self.task.records(self.forward(dict(encoded)), self.config)
+            batch = self.task.encode(part, self.tokenizer)
+            records += self.task.records(self.forward(self.task.model_inputs(batch)), batch, self.config)
         return records
 
 

@@ -34,7 +34,7 @@ def test_standard_error_of_accuracy_is_binomial(accuracy: float) -> None:
     rows = 400
     labels = torch.arange(rows) % 2
     wrong = torch.arange(rows) >= round(accuracy * rows)
-    evaluation = evaluate(echo, TASK, labelled(labels, labels ^ wrong.long(), 7), ["accuracy", "f1"], 2)
+    evaluation = evaluate(echo, TASK, labelled(labels, labels ^ wrong.long(), 7), ["accuracy", "f1"], ["a", "b"])
     estimate = evaluation.metrics["accuracy"]
     assert estimate.value == pytest.approx(accuracy)
     assert estimate.standard_error == pytest.approx((accuracy * (1 - accuracy) / rows) ** 0.5, rel=0.15)
@@ -47,7 +47,7 @@ def test_same_rows_give_the_same_standard_error() -> None:
     labels = torch.arange(50) % 2
     state = torch.get_rng_state()
     first, second = (
-        evaluate(echo, TASK, labelled(labels, labels.roll(3), 8), ["accuracy"], 2).metrics for _ in range(2)
+        evaluate(echo, TASK, labelled(labels, labels.roll(3), 8), ["accuracy"], ["a", "b"]).metrics for _ in range(2)
     )
     assert first == second
     assert torch.get_rng_state().equal(state)

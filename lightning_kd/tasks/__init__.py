@@ -2,5 +2,6 @@
 
 from lightning_kd.tasks.base import Task
 from lightning_kd.tasks.sequence_classification import SequenceClassification
+from lightning_kd.tasks.token_classification import TokenClassification
 
-__all__ = ["SequenceClassification", "Task"]
+__all__ = ["SequenceClassification", "Task", "TokenClassification"]

@@ -10,12 +10,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-__all__ = ["Task"]
+__all__ = ["IGNORED", "Task"]
 
-#: What a batch holds beside the model's inputs.
-_NOT_INPUTS = frozenset({"labels", "index"})
+#: What a batch may hold beside the model's inputs.
+_NOT_INPUTS = frozenset({"labels", "index", "words", "example", "texts", "spans"})
+
+#: The label of what is no example: padding, and all but the first sub-word of a word.
+IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -53,16 +56,30 @@ class Task(ABC):
         """The supervised loss, a float32 scalar, mean over the batch."""
 
     @abstractmethod
-    def metrics(self, names: Sequence[str], num_outputs: int) -> MetricCollection:
-        """The metrics by name, for :meth:`predictions` and labels."""
+    def metrics(self, names: Sequence[str], label_names: Sequence[str] | None) -> MetricCollection:
+        """The metrics by name, for :meth:`outcomes`; ``None`` stands for regression."""
+
+    def detailed_metrics(self, label_names: Sequence[str] | None) -> list[str]:
+        """Names of further metrics, which `validate` and `test` add to the data's own."""
+        return []
 
     @abstractmethod
     def predictions(self, logits: Mapping[str, Tensor]) -> Tensor:
-        """What the metrics compare with the labels, ``(B, ...)``."""
+        """The label, or the score, that the logits stand for."""
+
+    def outcomes(self, logits: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What is predicted and what is true, each ``(rows, ...)``, as the metrics compare them."""
+        return self.predictions(logits), batch["labels"]
 
     @abstractmethod
-    def records(self, logits: Mapping[str, Tensor], config: PretrainedConfig) -> list[dict[str, Any]]:
+    def records(
+        self, logits: Mapping[str, Tensor], batch: Mapping[str, Any], config: PretrainedConfig
+    ) -> list[dict[str, Any]]:
         """One JSON-able record a row, as ``predict`` writes it."""
+
+    def encode(self, texts: Sequence[Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """A batch of texts to predict on."""
+        return dict(tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt"))
 
     def spec(self) -> dict[str, Any]:
         """The task as a ``class_path`` with ``init_args``."""

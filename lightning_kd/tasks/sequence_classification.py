@@ -65,7 +65,8 @@ class SequenceClassification(Task):
         values, labels = logits["logits"].float(), batch["labels"]
         return F.mse_loss(values[:, 0], labels) if labels.is_floating_point() else F.cross_entropy(values, labels)
 
-    def metrics(self, names: Sequence[str], num_outputs: int) -> MetricCollection:
+    def metrics(self, names: Sequence[str], label_names: Sequence[str] | None) -> MetricCollection:
+        num_outputs = len(label_names or [None])
         known: dict[str, Callable[[], Metric]] = {"pearson": PearsonCorrCoef, "spearman": SpearmanCorrCoef}
         if num_outputs > 1:
             known = {
@@ -83,7 +84,9 @@ class SequenceClassification(Task):
         values = logits["logits"].float()
         return values[:, 0] if values.shape[1] == 1 else values.argmax(-1)
 
-    def records(self, logits: Mapping[str, Tensor], config: PretrainedConfig) -> list[dict[str, Any]]:
+    def records(
+        self, logits: Mapping[str, Tensor], batch: Mapping[str, Any], config: PretrainedConfig
+    ) -> list[dict[str, Any]]:
         values = logits["logits"].float()
         if values.shape[1] == 1:
             return [{"score": score} for score in values[:, 0].tolist()]

@@ -76,7 +76,7 @@ def test_all_sets(make: Callable[..., GLUEDataModule], glue_folder: Path, tokeni
     data = make(name)
     assert data.label_names == label_names
     assert list(data.metric_names) == metric_names
-    SequenceClassification().metrics(data.metric_names, len(label_names or "1"))
+    SequenceClassification().metrics(data.metric_names, label_names)
     stored = load_dataset("parquet", data_files=str(glue_folder / name / "train-*.parquet"), split="train")
     served = rows_of(data.train_dataloader())
     assert sorted(served) == list(range(24))
@@ -301,7 +301,7 @@ def test_refuses_wrong_path(make: Callable[..., GLUEDataModule], path: str) -> N
 def test_refuses_set_that_the_folder_lacks(make: Callable[..., GLUEDataModule], write_glue: WriteGlue) -> None:
     """Stops the advice to check a path that is right; the message names what the folder has."""
     rows = {"sentence": ["ba", "de"], "label": [0, 1]}
-    with pytest.raises(InputError, match=r"the GLUE set 'cola' as Parquet, .*sst2.*"):
+    with pytest.raises(InputError, match=r"with Parquet files and the set 'cola', .*sst2.*"):
         make("cola", path=write_glue({"sst2": {"train": rows, "validation": rows}}))
 
 

@@ -1,0 +1,40 @@
+"""Data sets of the Hub and of local folders in the same layout."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from datasets import DatasetDict, load_dataset, load_dataset_builder
+
+from lightning_kd._checks import expected
+
+__all__ = ["load_data"]
+
+
+@cache
+def load_data(path: str, name: str | None = None) -> DatasetDict:
+    """All splits of a data set.
+
+    Args:
+        path: Hub name or local folder with Parquet files.
+        name: The configuration, where there are several.
+
+    Raises:
+        InputError: If it cannot be loaded.
+    """
+    try:
+        if not Path(path).is_dir():
+            return load_dataset(path, name)
+        # `datasets` caches a folder by its last name alone; its files, by their full paths and times.
+        builder = load_dataset_builder(path, name)
+        files = {str(split): list(paths) for split, paths in builder.config.data_files.items()}
+        return load_dataset(builder.name, data_files=files, features=builder.info.features)
+    except (OSError, ValueError) as error:  # nothing there, no connection, or no configuration of that name
+        reason = str(error).partition("\n")[0]
+        raise expected(
+            "data.path",
+            "a Hub data set or a local folder with Parquet files" + (f" and the set {name!r}" if name else ""),
+            path,
+            f"Check the path, and that the Hub can be reached: {reason}",
+        ) from error
