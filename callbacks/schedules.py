@@ -92,7 +92,7 @@ class LossWeightSchedule(_ScheduleCallback):
         return f"{type(self).__qualname__}[{self.loss}]"
 
     def check(self, value: float) -> None:
-        check_range("schedule", value, 0, float("inf"))
+        check_range("schedule", value, 0)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, DistillationModule)  # noqa: S101  # the callbacks belong to this module

@@ -49,7 +49,9 @@ def check_positive(name: str, value: float) -> None:
         raise expected(name, "a number above 0", value)
 
 
-def check_range(name: str, value: float, low: float, high: float) -> None:
-    """Raise unless ``low <= value <= high``."""
-    if not low <= value <= high:
-        raise expected(name, f"between {low:g} and {high:g}", value)
+def check_range(name: str, value: float, low: float, high: float = float("inf")) -> None:
+    """Raise unless ``value`` is finite and ``low <= value <= high``."""
+    if not low <= value <= high or value == float("inf"):
+        raise expected(
+            name, f"between {low:g} and {high:g}" if high < float("inf") else f"a finite number, {low:g} or more", value
+        )

@@ -78,7 +78,7 @@ class DistillationModule(L.LightningModule):
         super().__init__()
         check_positive("temperature", temperature)
         check_range("warmup", warmup, 0, 1)
-        check_range("hard_label_weight", hard_label_weight, 0, float("inf"))
+        check_range("hard_label_weight", hard_label_weight, 0)
         self.student_source = student
         self.teacher_sources = dict(teachers or {})
         self.task = task
@@ -123,7 +123,7 @@ class DistillationModule(L.LightningModule):
         if not name.isidentifier() or name == "hard":
             raise expected("name", "letters, digits and underscores, and not 'hard'", name)
         weight = self._given_weights.get(name, weight)
-        check_range(f"loss_weights.{name}", weight, 0, float("inf"))
+        check_range(f"loss_weights.{name}", weight, 0)
         self.losses[name] = loss
         self.loss_weights[name] = weight
 

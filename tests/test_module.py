@@ -500,10 +500,17 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, hidden: Make, g
         ({"temperature": 0.0}, "Expected argument `temperature` to be a number above 0, but got 0.0."),
         ({"temperature": float("nan")}, "Expected argument `temperature` to be a number above 0, but got nan."),
         ({"warmup": 1.5}, "Expected argument `warmup` to be between 0 and 1, but got 1.5."),
-        ({"hard_label_weight": -1}, "Expected argument `hard_label_weight` to be between 0 and inf, but got -1."),
+        (
+            {"hard_label_weight": -1},
+            "Expected argument `hard_label_weight` to be a finite number, 0 or more, but got -1.",
+        ),
+        (
+            {"hard_label_weight": float("inf")},
+            "Expected argument `hard_label_weight` to be a finite number, 0 or more, but got inf.",
+        ),
         (
             {"losses": {"soft": SoftTargetKL()}, "loss_weights": {"soft": -0.5}},
-            "Expected argument `loss_weights.soft` to be between 0 and inf, but got -0.5.",
+            "Expected argument `loss_weights.soft` to be a finite number, 0 or more, but got -0.5.",
         ),
         (
             {"losses": {"hard": SoftTargetKL()}},

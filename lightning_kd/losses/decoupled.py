@@ -54,8 +54,8 @@ def decoupled_kd(
         >>> round(decoupled_kd(student, teacher, torch.tensor([True]), 1.0, torch.tensor([0]), beta=0.0).item(), 4)
         0.4681
     """
-    check_range("alpha", alpha, 0, float("inf"))
-    check_range("beta", beta, 0, float("inf"))
+    check_range("alpha", alpha, 0)
+    check_range("beta", beta, 0)
     student, teacher = tempered(student, teacher, mask, temperature)
     check_labels(labels, mask)
     if student.shape[-1] < 2:
@@ -116,8 +116,8 @@ class DecoupledKD(LogitLoss):
         example_temperature: ExampleTemperature | None = None,
     ) -> None:
         super().__init__(scale_by_t2, probability_shift, example_temperature)
-        check_range("alpha", alpha, 0, float("inf"))
-        check_range("beta", beta, 0, float("inf"))
+        check_range("alpha", alpha, 0)
+        check_range("beta", beta, 0)
         self.alpha = alpha
         self.beta = beta
 

@@ -52,8 +52,8 @@ def dist_loss(
         >>> round(dist_loss(-teacher, teacher, torch.tensor([True, True]), temperature=1.0).item(), 2)
         3.83
     """
-    check_range("beta", beta, 0, float("inf"))
-    check_range("gamma", gamma, 0, float("inf"))
+    check_range("beta", beta, 0)
+    check_range("gamma", gamma, 0)
     student, teacher = tempered(student, teacher, mask, temperature)
     q, p = F.softmax(student, dim=-1), F.softmax(teacher, dim=-1)
     num_labels = q.shape[-1]
@@ -116,8 +116,8 @@ class DIST(LogitLoss):
         example_temperature: ExampleTemperature | None = None,
     ) -> None:
         super().__init__(scale_by_t2, probability_shift, example_temperature)
-        check_range("beta", beta, 0, float("inf"))
-        check_range("gamma", gamma, 0, float("inf"))
+        check_range("beta", beta, 0)
+        check_range("gamma", gamma, 0)
         self.beta = beta
         self.gamma = gamma
 

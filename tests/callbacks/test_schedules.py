@@ -95,7 +95,7 @@ def test_resumed_steps_see_the_formula(tmp_path: Path, distillation: Make, glue:
         (TemperatureSchedule(Linear(4.0, 0.0)), "Expected argument `schedule` to be a number above 0, but got 0.0."),
         (
             LossWeightSchedule("soft", Linear(1.0, -1.0)),
-            "Expected argument `schedule` to be between 0 and inf, but got -1.0.",
+            "Expected argument `schedule` to be a finite number, 0 or more, but got -1.0.",
         ),
         (
             LossWeightSchedule("sofd", Constant(1.0)),

@@ -143,7 +143,7 @@ def test_refuses_weights() -> None:
     inputs = logits(2, 3), logits(2, 3), torch.ones(2, dtype=torch.bool), 1.0
     for name in ("beta", "gamma"):
         for call in (lambda n=name: dist_loss(*inputs, **{n: -1.0}), lambda n=name: DIST(**{n: -1.0})):
-            with pytest.raises(InputError, match=f"`{name}` to be between 0 and inf, but got -1"):
+            with pytest.raises(InputError, match=f"`{name}` to be a finite number, 0 or more, but got -1"):
                 call()
 
 
