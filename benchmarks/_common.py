@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -40,10 +41,10 @@ def report(title: str, rows: Sequence[dict[str, Any]], about: dict[str, Any], pa
     """Print the rows as a table, and write them with their setting."""
     table = Table(title=title)
     for i, name in enumerate(rows[0]):
-        table.add_column(name, justify="left" if i == 0 else "right")
+        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i == 0)
     for row in rows:
         table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
     if path is not None:
         text = json.dumps({"setting": about, "rows": list(rows)}, indent=2) + "\n"
         unfinished = path.with_name(path.name + ".part")
