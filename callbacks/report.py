@@ -195,8 +195,8 @@ class CompressionReport(L.Callback):
         for split in splits:
             batches = data.evaluation_batches(split)
             for c in candidates:
-                done = evaluate(c.forward, module.task, batches, data.metric_names, data.label_names)
-                evaluations[c.name][split] = done
+                found = evaluate(c.forward, module.task, batches, data.metric_names, data.label_names)
+                evaluations[c.name][split] = found
         forwards = {c.name: c.forward for c in candidates}
         single, many = _timing_batches(data, module, main_split)
         latency = time_interleaved(forwards, single, _ROUNDS, self.threads)

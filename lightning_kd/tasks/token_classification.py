@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -70,6 +70,8 @@ class EntityScore(Metric):
         kind: Of the entities of this type alone; all together (micro average) unless given.
     """
 
+    prefixes: Tensor
+    types: Tensor
     found: Tensor
     predicted: Tensor
     actual: Tensor
@@ -171,7 +173,8 @@ class TokenClassification(Task):
     def records(
         self, logits: Mapping[str, Tensor], batch: Mapping[str, Any], config: PretrainedConfig
     ) -> list[dict[str, Any]]:
-        names = [(config.id2label or {})[i] for i in range(logits["logits"].shape[-1])]
+        by_number = cast(dict[int, str], config.id2label or {})
+        names = [by_number[i] for i in range(logits["logits"].shape[-1])]
         found = entity_types(names)
         prefixes = torch.tensor([{"O": 0, "B": 1, "I": 2}[name[0]] for name in names])
         types = torch.tensor([found.index(name[2:]) if name != "O" else 0 for name in names])
