@@ -167,7 +167,7 @@ def test_the_summary_and_the_paths_are_printed(student: Run) -> None:
     parts = summary.split(" | ")
     assert re.fullmatch(r"teacher big: bert, 2 layers, \d+\.\d M parameters, frozen", parts[0])
     assert re.fullmatch(r"student: bert, 1 layers?, \d+\.\d M parameters, \d+\.\d M trained", parts[1])
-    assert sorted(parts[2:]) == ["test: 30 rows", "train: 64 rows", "validation: 40 rows"]
+    assert sorted(parts[2:]) == ["hidden: layers 1<-2", "test: 30 rows", "train: 64 rows", "validation: 40 rows"]
     for written in (f"Student: {student.root / 'student'}", f"Int8 student: {student.root / 'int8'}"):
         assert written in student.log.splitlines()
     assert f"Report: {student.root / 'report.json'}" in student.log

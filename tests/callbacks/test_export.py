@@ -105,7 +105,7 @@ def test_opens_where_this_library_is_not(
     assert done.returncode == 0, done.stderr
     encoded = AutoTokenizer.from_pretrained(export.folder)(texts, padding=True, return_tensors="pt")
     with torch.no_grad():
-        records = module.task.records({"logits": module.model.eval()(**encoded).logits}, module.model.config)
+        records = module.task.records({"logits": module.model.eval()(**encoded).logits}, {}, module.model.config)
     answers = json.loads(done.stdout.splitlines()[-1])
     assert [a["label"] for a in answers] == [r["label"] for r in records]
     assert {a["label"] for a in answers} <= {"negative", "positive"}
