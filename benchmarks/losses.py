@@ -159,7 +159,7 @@ def main() -> None:
     if options.peak_memory_of:
         print(peak_memory(options.peak_memory_of))
         return
-    pairs, warm_up = (2, 1) if options.quick else (15, 2)
+    pairs, warm_up = (2, 1) if options.quick else (9, 1)
     names = options.only[:4] if options.quick else options.only
     order = random.Random(0)
     student, teacher, batch = models(3)
