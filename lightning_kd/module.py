@@ -228,7 +228,10 @@ class DistillationModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         self._move_teachers()
-        parts = [f"teacher {name}: {_describe(teacher)}, frozen" for name, teacher in self._teachers.items()]
+        parts = []
+        for name, teacher in self._teachers.items():
+            title = "teacher" if name == "teacher" else f"teacher {name}"
+            parts.append(f"{title}: {_describe(teacher)}, frozen")
         trained = count_parameters(self, trainable_only=True)
         parts.append(f"student: {_describe(self.model)}, {trained / 1e6:.1f} M trained")
         for name, loss in self.losses.items():
