@@ -211,22 +211,21 @@ class TransformerDataModule(L.LightningDataModule):
         numbers = np.arange(len(rows)) if numbers is None else numbers
         if not len(numbers):
             raise InputError(f"The {name} split of {self._name()} has no rows.")
-        tokenized = self._tokenize(rows, numbers)
+        tokenized = self._tokenize(rows, numbers, cast(PreTrainedTokenizerBase, self.tokenizer))
         if tokenized.truncated:
             rank_zero_info(
                 f"{tokenized.truncated:,} of {len(tokenized):,} rows of {name} are cut to {self.max_length} tokens"
             )
         self._rows[name] = tokenized
 
-    def _tokenize(self, rows: Dataset, numbers: NDArray[np.int64]) -> TokenizedRows:
-        assert self.tokenizer is not None  # noqa: S101  # set in setup
+    def _tokenize(self, rows: Dataset, numbers: NDArray[np.int64], tokenizer: PreTrainedTokenizerBase) -> TokenizedRows:
         chosen = rows if len(numbers) == len(rows) else rows.select(numbers)
         texts = [list(chosen[column]) for column in self.text_columns]
         ids: list[list[int]] = []
         types: list[list[int]] = []
         truncated = 0
         for start in range(0, len(chosen), 10_000):
-            encoded = self.tokenizer(
+            encoded = tokenizer(
                 *(column[start : start + 10_000] for column in texts),
                 truncation=True,
                 max_length=self.max_length,

@@ -107,8 +107,7 @@ class NERDataModule(TransformerDataModule):
     def _is_labelled(self, rows: Dataset) -> bool:
         return any(len(tags) for tags in rows[self.label_column])
 
-    def _tokenize(self, rows: Dataset, numbers: NDArray[np.int64]) -> TokenizedRows:
-        assert self.tokenizer is not None  # noqa: S101  # set in setup
+    def _tokenize(self, rows: Dataset, numbers: NDArray[np.int64], tokenizer: PreTrainedTokenizerBase) -> TokenizedRows:
         chosen = rows if len(numbers) == len(rows) else rows.select(numbers)
         words, tags = list(chosen[self.text_columns[0]]), list(chosen[self.label_column])
         for number, one, other in zip(numbers, words, tags, strict=True):
@@ -116,7 +115,7 @@ class NERDataModule(TransformerDataModule):
                 raise InputError(
                     f"Row {number} of {self._name()} has {len(one)} words but {len(other)} tags: mend or drop it."
                 )
-        encoded = WordEncoder(self.tokenizer, self.max_length, self.stride).encode(words)
+        encoded = WordEncoder(tokenizer, self.max_length, self.stride).encode(words)
         if encoded.split_rows:
             rank_zero_info(
                 f"{encoded.split_rows:,} of {len(words):,} sentences are longer than {self.max_length} tokens and are "
