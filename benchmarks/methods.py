@@ -2,9 +2,11 @@
 
 Each run is the recipe itself through the command line, with fewer rows. The accuracy is that of the last weights on
 held-out rows, which no run trains on and nothing is chosen by; the spread is over the seeds, each of which draws other
-training rows. Needs the teacher of configs/sst2/teacher.yaml under runs/.
+training rows. The teacher is that of configs/sst2/teacher.yaml after one epoch on all rows. A run that has its report
+under --out is not run again. From local folders:
 
-    python benchmarks/methods.py --data ../shared/data/glue --json benchmarks/results/methods.json
+    python benchmarks/methods.py --data ../shared/data/glue --encoder ../shared/models/all-MiniLM-L6-v2 \
+        --json benchmarks/results/methods.json
 """
 
 from __future__ import annotations
@@ -34,46 +36,59 @@ METHODS = (
 )
 
 
-def run(method: str, seed: int, rows: int, held_out: int, data: str, out: Path) -> dict[str, float]:
-    """Accuracy of student and teacher after one run of a recipe."""
-    folder = out / f"{method}-{seed}"
-    options = {
-        "config": f"configs/methods/{method}.yaml",
-        "seed_everything": seed,
-        "data.path": data,
-        "data.seed": seed,
-        "data.max_train_rows": rows,
-        "data.holdout_size": held_out,
+def fit(config: str, folder: Path, **options: object) -> dict[str, float]:
+    """Accuracy on the held-out rows, by the name of the model in the report, after one epoch of a config."""
+    if not (folder / "report.json").is_file():
+        _run(config, folder, options)
+    models = json.loads((folder / "report.json").read_text())["rows"]
+    return {row["name"]: row["metrics"]["test"]["accuracy"]["value"] for row in models}
+
+
+def _run(config: str, folder: Path, options: dict[str, object]) -> None:
+    fixed = {
         "trainer.max_epochs": 1,
         "trainer.default_root_dir": folder,
         "trainer.logger": "false",
         "trainer.callbacks": "null",
         "trainer.enable_progress_bar": "false",
     }
-    if method == "tinybert_task":
-        options["model.student.path"] = out / f"tinybert_general-{seed}" / "student"
-    arguments = [f"--{name}={value}" for name, value in options.items()]
+    arguments = [f"--{name}={value}" for name, value in {"config": config, **options, **fixed}.items()]
     done = subprocess.run(
         [sys.executable, "train.py", "fit", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        sys.exit(f"{method}, seed {seed}: {done.stderr.strip().splitlines()[-1]}")
-    models = json.loads((folder / "report.json").read_text())["rows"]
-    return {row["name"]: row["metrics"]["test"]["accuracy"]["value"] for row in models}
+        sys.exit(f"{config}: {done.stderr.strip().splitlines()[-1]}")
+
+
+def run(method: str, seed: int, rows: int, data: dict[str, object], out: Path) -> dict[str, float]:
+    """Accuracy of student and teacher after one run of a recipe."""
+    teacher = out / "teacher" / "student"
+    start = out / f"tinybert_general-{seed}" / "student" if method == "tinybert_task" else teacher
+    options = {"seed_everything": seed, "data.seed": seed, "data.max_train_rows": rows, "model.student.path": start}
+    if method != "no_distillation":
+        options["model.teachers.teacher.path"] = teacher
+    return fit(f"configs/methods/{method}.yaml", out / f"{method}-{seed}", **data, **options)
 
 
 def main() -> None:
     """Run, print, write."""
     arguments = parser(__doc__.splitlines()[0])
     arguments.add_argument("--data", default="nyu-mll/glue", help="GLUE: Hub name or local folder")
+    arguments.add_argument(
+        "--encoder", default="sentence-transformers/all-MiniLM-L6-v2", help="the teacher's encoder: Hub name or folder"
+    )
     arguments.add_argument("--out", type=Path, default=Path("runs/benchmarks/methods"), help="folder of the runs")
     arguments.add_argument("--only", nargs="*", default=list(METHODS), help="names of methods")
     options = arguments.parse_args()
     seeds, rows, held_out = ([0], 64, 64) if options.quick else ([0, 1, 2], 4096, 6000)
     methods = options.only[:2] if options.quick else options.only
+    out = options.out.resolve() / ("quick" if options.quick else "full")
+    data: dict[str, object] = {"data.path": options.data, "data.holdout_size": held_out}
+    few = {"data.max_train_rows": rows} if options.quick else {}
+    fit("configs/sst2/teacher.yaml", out / "teacher", **data, **few, **{"model.student.path": options.encoder})
     table = []
     for method in methods:
-        results = [run(method, seed, rows, held_out, options.data, options.out.resolve()) for seed in seeds]
+        results = [run(method, seed, rows, data, out) for seed in seeds]
         accuracies = [result["student" if "student" in result else "model"] for result in results]
         table.append(
             {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -93,6 +94,11 @@ class _Candidate:
     parameters: int
     bytes: int
     float_name: str | None = None
+    encoding: str | None = None  # the teacher's name, if it reads another vocabulary
+
+    def own(self, batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
+        """The batch as this model reads it."""
+        return batch["teachers"][self.encoding] if self.encoding else batch
 
 
 class CompressionReport(L.Callback):
@@ -163,7 +169,9 @@ class CompressionReport(L.Callback):
             local = path is not None and Path(path).is_dir()
             size = weight_bytes(Path(path)) if local and path else _tensor_bytes(teacher)
             label = "teacher" if len(module.teachers) == 1 else f"teacher {name}"
-            found.append(_Candidate(label, forward_of(teacher.cpu(), module.task), count_parameters(teacher), size))
+            encoding = name if name in data_of(trainer).teacher_tokenizers else None
+            forward = forward_of(teacher.cpu(), module.task)
+            found.append(_Candidate(label, forward, count_parameters(teacher), size, encoding=encoding))
         for name, folder in self.baselines.items():
             model = load_trained(ModelSource(folder), module.task.auto_class, f"report.baselines.{name}")
             size = weight_bytes(Path(folder))
@@ -195,10 +203,11 @@ class CompressionReport(L.Callback):
         for split in splits:
             batches = data.evaluation_batches(split)
             for c in candidates:
-                found = evaluate(c.forward, module.task, batches, data.metric_names, data.label_names)
+                own = [c.own(batch) for batch in batches]
+                found = evaluate(c.forward, module.task, own, data.metric_names, data.label_names)
                 evaluations[c.name][split] = found
         forwards = {c.name: c.forward for c in candidates}
-        single, many = _timing_batches(data, module, main_split)
+        single, many = _timing_batches(data, module, candidates, main_split)
         latency = time_interleaved(forwards, single, _ROUNDS, self.threads)
         throughput = time_interleaved(forwards, many, _ROUNDS, self.threads)
         main_metric = data.metric_names[0]
@@ -224,7 +233,7 @@ class CompressionReport(L.Callback):
                     times_faster=paired_speedup(latency[teacher.name], latency[c.name]) if teacher else None,
                 )
             )
-        setting = _setting(data, self.threads, len(single))
+        setting = _setting(data, self.threads, _LATENCY_ROWS)
         return Report(rows, main_metric, main_split, splits, setting)
 
 
@@ -241,17 +250,19 @@ def write_report(report: Report, folder: Path) -> None:
 
 
 def _timing_batches(
-    data: Any, module: DistillationModule, split: str
-) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
+    data: Any, module: DistillationModule, candidates: Sequence[_Candidate], split: str
+) -> tuple[dict[str, list[dict[str, Tensor]]], dict[str, list[dict[str, Tensor]]]]:
     """The same rows, drawn at random, for every model: singly, and in batches padded to their longest."""
     order = np.random.default_rng(0).permutation(data.sizes[split]).tolist()
     rows = [order[i % len(order)] for i in range(_THROUGHPUT_SIZE * _THROUGHPUT_BATCHES)]
     single = [[row] for row in rows[:_LATENCY_ROWS]]
     many = [rows[i : i + _THROUGHPUT_SIZE] for i in range(0, len(rows), _THROUGHPUT_SIZE)]
-    inputs = [
-        [module.task.model_inputs(batch) for batch in data.batches_of(split, numbers)] for numbers in (single, many)
-    ]
-    return inputs[0], inputs[1]
+
+    def inputs(groups: list[list[int]]) -> dict[str, list[dict[str, Tensor]]]:
+        batches = data.batches_of(split, groups)
+        return {c.name: [module.task.model_inputs(c.own(batch)) for batch in batches] for c in candidates}
+
+    return inputs(single), inputs(many)
 
 
 def _tensor_bytes(model: torch.nn.Module) -> int:

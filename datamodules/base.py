@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any, cast
 
@@ -40,6 +41,9 @@ class TransformerDataModule(L.LightningDataModule):
         num_workers: Processes that collate; 0 is fast enough for a CPU.
         holdout_seed: Of the held-out rows: the same for a teacher and for the students that are tested on them.
         seed: Of the drawn rows and of the order of batches.
+        teacher_tokenizers: By the teacher's name, the Hub name or local folder of its tokenizer; the batches then hold
+            the rows as it reads them, too, unless its vocabulary is that of ``tokenizer``. On the command line, each
+            teacher's own unless given.
     """
 
     text_columns: tuple[str, ...]
@@ -60,6 +64,7 @@ class TransformerDataModule(L.LightningDataModule):
         num_workers: int = 0,
         holdout_seed: int = 0,
         seed: int = 0,
+        teacher_tokenizers: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -82,7 +87,10 @@ class TransformerDataModule(L.LightningDataModule):
         self.num_workers = num_workers
         self.holdout_seed = holdout_seed
         self.seed = seed
+        self.teacher_tokenizer_sources = dict(teacher_tokenizers or {})
         self.tokenizer: PreTrainedTokenizerBase | None = None
+        #: Of the teachers that read another vocabulary, by name; filled to fit.
+        self.teacher_tokenizers: dict[str, PreTrainedTokenizerBase] = {}
         self.label_names: list[str] | None = None
         self._rows: dict[str, TokenizedRows] = {}
         self._train: tuple[Dataset, NDArray[np.int64], NDArray[np.int64]] | None = None
@@ -100,13 +108,15 @@ class TransformerDataModule(L.LightningDataModule):
                 "Expected argument `tokenizer` to be a Hub name or a local folder, but got nothing: "
                 "give data.tokenizer, or a student with a path."
             )
-        check_folder("data.tokenizer", self.tokenizer_source)
+        return self.read_tokenizer("data.tokenizer", self.tokenizer_source)
+
+    def read_tokenizer(self, option: str, source: str) -> PreTrainedTokenizerBase:
+        """The tokenizer at ``source``, which ``option`` names."""
+        check_folder(option, source)
         try:
-            return AutoTokenizer.from_pretrained(self.tokenizer_source, trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            raise expected(
-                "data.tokenizer", "a Hub name or a local folder with a tokenizer", self.tokenizer_source
-            ) from error
+            raise expected(option, "a Hub name or a local folder with a tokenizer", source) from error
 
     # ---------------------------------------------------------------------------------------------- set up
 
@@ -119,6 +129,7 @@ class TransformerDataModule(L.LightningDataModule):
             self.tokenizer = self.load_tokenizer()
             self.label_names = self._read_label_names()
         if stage == "fit":
+            self._load_teacher_tokenizers()
             train, kept, _ = self._split_train()
             self._add("train", train, kept)
             self._add_test(required=False)
@@ -134,6 +145,16 @@ class TransformerDataModule(L.LightningDataModule):
             rows = self.load_split(self._predict_split())
             assert rows is not None  # noqa: S101  # _predict_split names one that is there
             self._add("predict", rows)
+
+    def _load_teacher_tokenizers(self) -> None:
+        own = cast(PreTrainedTokenizerBase, self.tokenizer)
+        for name, source in self.teacher_tokenizer_sources.items():
+            tokenizer = self.read_tokenizer(f"data.teacher_tokenizers.{name}", source)
+            if tokenizer.get_vocab() != own.get_vocab():
+                self.teacher_tokenizers[name] = tokenizer
+        if self.teacher_tokenizers:
+            names = ", ".join(self.teacher_tokenizers)
+            rank_zero_info(f"Another vocabulary than the student's is read by {names}: each text is encoded for both")
 
     def _add_test(self, required: bool = True) -> None:
         """The held-out rows, or else the test split if its labels are known."""
@@ -212,11 +233,15 @@ class TransformerDataModule(L.LightningDataModule):
         if not len(numbers):
             raise InputError(f"The {name} split of {self._name()} has no rows.")
         tokenized = self._tokenize(rows, numbers, cast(PreTrainedTokenizerBase, self.tokenizer))
+        teachers = {
+            teacher: (self._tokenize(rows, numbers, tokenizer), cast(int, tokenizer.pad_token_id))
+            for teacher, tokenizer in self.teacher_tokenizers.items()
+        }
         if tokenized.truncated:
             rank_zero_info(
                 f"{tokenized.truncated:,} of {len(tokenized):,} rows of {name} are cut to {self.max_length} tokens"
             )
-        self._rows[name] = tokenized
+        self._rows[name] = replace(tokenized, teachers=teachers)
 
     def _tokenize(self, rows: Dataset, numbers: NDArray[np.int64], tokenizer: PreTrainedTokenizerBase) -> TokenizedRows:
         chosen = rows if len(numbers) == len(rows) else rows.select(numbers)

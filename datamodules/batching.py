@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import cycle, islice
 from typing import Any
 
@@ -38,6 +38,8 @@ class TokenizedRows(Dataset[list[int]]):
             each has one.
         words: The words of each row, where predictions are about words.
         truncated: How many rows were longer than the limit.
+        teachers: The same rows as a teacher's own tokenizer reads them, by the teacher's name; only of teachers that
+            read another vocabulary. With the number of its padding token each.
     """
 
     tokens: dict[str, NDArray[np.int32]]
@@ -47,6 +49,7 @@ class TokenizedRows(Dataset[list[int]]):
     windows: NDArray[np.int64] | None = None
     words: Sequence[Sequence[str]] | None = None
     truncated: int = 0
+    teachers: Mapping[str, tuple[TokenizedRows, int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -75,11 +78,13 @@ class Collator:
         self.with_texts = with_texts
         fill = {"input_ids": pad_token_id, "labels": IGNORED, "words": -1}
         self.pad = {name: fill.get(name, 0) for name in rows.tokens}
+        self.teachers = {name: Collator(own, pad) for name, (own, pad) in rows.teachers.items()}
 
     def __call__(self, numbers: list[int]) -> dict[str, Any]:
         """A batch: ``(windows, L)`` token tensors and an attention mask, and the rows' own ``labels`` and ``index``.
 
         Where a row can have several windows, ``example`` ``(windows,)`` names the row of the batch that each is of.
+        ``teachers`` holds, by name, the batch of the same rows for each teacher that reads another vocabulary.
         """
         rows = self.rows
         windows, example = np.asarray(numbers), None
@@ -106,6 +111,8 @@ class Collator:
             texts = [joined(rows.words[number]) for number in numbers]
             batch["texts"], batch["spans"] = [text for text, _ in texts], [spans for _, spans in texts]
         batch["index"] = torch.from_numpy(rows.index[numbers])
+        if self.teachers:
+            batch["teachers"] = {name: collate(numbers) for name, collate in self.teachers.items()}
         return batch
 
 

@@ -55,6 +55,9 @@ class GLUEDataModule(TransformerDataModule):
         num_workers: Processes that collate; 0 is fast enough for a CPU.
         holdout_seed: Of the held-out rows: the same for a teacher and for the students that are tested on them.
         seed: Of the drawn rows and of the order of batches.
+        teacher_tokenizers: By the teacher's name, the Hub name or local folder of its tokenizer; the batches then hold
+            the rows as it reads them, too, unless its vocabulary is that of ``tokenizer``. On the command line, each
+            teacher's own unless given.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class GLUEDataModule(TransformerDataModule):
         num_workers: int = 0,
         holdout_seed: int = 0,
         seed: int = 0,
+        teacher_tokenizers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(
             tokenizer,
@@ -81,6 +85,7 @@ class GLUEDataModule(TransformerDataModule):
             num_workers,
             holdout_seed,
             seed,
+            teacher_tokenizers,
         )
         if name not in _SETS:
             raise expected("data.name", f"one of {', '.join(get_args(GLUEName))}", name)

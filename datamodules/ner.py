@@ -41,6 +41,9 @@ class NERDataModule(TransformerDataModule):
         num_workers: Processes that collate; 0 is fast enough for a CPU.
         holdout_seed: Of the held-out rows: the same for a teacher and for the students that are tested on them.
         seed: Of the drawn rows and of the order of batches.
+        teacher_tokenizers: By the teacher's name, the Hub name or local folder of its tokenizer; the batches then hold
+            the rows as it reads them, too, unless its vocabulary is that of ``tokenizer``. On the command line, each
+            teacher's own unless given.
     """
 
     metric_names = ("f1", "precision", "recall")
@@ -61,6 +64,7 @@ class NERDataModule(TransformerDataModule):
         num_workers: int = 0,
         holdout_seed: int = 0,
         seed: int = 0,
+        teacher_tokenizers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(
             tokenizer,
@@ -72,6 +76,7 @@ class NERDataModule(TransformerDataModule):
             num_workers,
             holdout_seed,
             seed,
+            teacher_tokenizers,
         )
         check_folder("data.path", path)
         if not 0 <= stride < max_length - 2:
@@ -88,10 +93,9 @@ class NERDataModule(TransformerDataModule):
     def load_split(self, split: str) -> Dataset | None:
         return load_data(self.path, self.name).get(split)
 
-    def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        tokenizer = super().load_tokenizer()
+    def read_tokenizer(self, option: str, source: str) -> PreTrainedTokenizerBase:
+        tokenizer = super().read_tokenizer(option, source)
         if getattr(tokenizer, "add_prefix_space", None) is False:  # or a word has other sub-words than within a text
-            source = str(self.tokenizer_source)
             tokenizer = type(tokenizer).from_pretrained(source, add_prefix_space=True)
         return tokenizer
 

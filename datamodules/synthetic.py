@@ -94,6 +94,9 @@ class SyntheticDataModule(TransformerDataModule):
         num_workers: Processes that collate; 0 is fast enough for a CPU.
         holdout_seed: Of the held-out rows: the same for a teacher and for the students that are tested on them.
         seed: Of the sentences, of the drawn rows and of the order of batches.
+        teacher_tokenizers: By the teacher's name, the Hub name or local folder of its tokenizer; the batches then hold
+            the rows as it reads them, too, unless its vocabulary is that of ``tokenizer``. On the command line, each
+            teacher's own unless given.
 
     Raises:
         InputError: If a number is out of its range.
@@ -123,6 +126,7 @@ class SyntheticDataModule(TransformerDataModule):
         num_workers: int = 0,
         holdout_seed: int = 0,
         seed: int = 0,
+        teacher_tokenizers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(
             tokenizer,
@@ -134,6 +138,7 @@ class SyntheticDataModule(TransformerDataModule):
             num_workers,
             holdout_seed,
             seed,
+            teacher_tokenizers,
         )
         self.num_rows = {"train": num_train, "validation": num_validation, "test": num_test}
         for split, rows in self.num_rows.items():

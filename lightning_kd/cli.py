@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 from lightning_kd._checks import InputError, expected, nearest
 from lightning_kd.callbacks import CompressionReport, PredictionWriter, StudentExport
 from lightning_kd.callbacks._fit_end import callbacks_of
-from lightning_kd.models import ModelSource, load_config
+from lightning_kd.models import ModelSource, has_tokenizer, load_config
 from lightning_kd.module import DistillationModule
 
 __all__ = ["DistillationCLI", "main"]
@@ -64,6 +64,9 @@ class DistillationCLI(LightningCLI):
         if "tokenizer" in options and options.tokenizer is None and config.model.student.path is not None:
             load_config(ModelSource(**vars(config.model.student)), "model.student")  # or the tokenizer gets the blame
             options.tokenizer = config.model.student.path
+        if self.subcommand == "fit" and "teacher_tokenizers" in options and options.teacher_tokenizers is None:
+            paths = {name: source.path for name, source in (config.model.teachers or {}).items()}
+            options.teacher_tokenizers = {name: path for name, path in paths.items() if path and has_tokenizer(path)}
 
 
 class _LogConfig(SaveConfigCallback):

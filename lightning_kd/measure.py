@@ -92,30 +92,29 @@ def _concatenate(parts: Sequence[Tensor]) -> Tensor:
 
 
 def time_interleaved(
-    forwards: Mapping[str, Forward], batches: Sequence[Mapping[str, Tensor]], rounds: int, threads: int
+    forwards: Mapping[str, Forward], batches: Mapping[str, Sequence[Mapping[str, Tensor]]], rounds: int, threads: int
 ) -> dict[str, np.ndarray]:
     """Seconds of each model on each batch, all models in turn on the same batch, so that drift hits all alike.
 
     Args:
         forwards: The models by name; those with threads of their own were opened with as many.
-        batches: The models' inputs; each is run once by each model before the clock starts.
+        batches: Each model's inputs, by its name, of the same rows in the same order; each is run once by its model
+            before the clock starts.
         rounds: Times that each batch is measured.
         threads: Threads that torch may use meanwhile.
 
     Returns:
-        By name, ``(rounds * len(batches),)``; entry ``i`` of all models was measured on the same batch.
+        By name, ``(rounds * batches,)``; entry ``i`` of all models was measured on the same batch.
     """
     seconds: dict[str, list[float]] = {name: [] for name in forwards}
     with _torch_threads(threads):
-        for batch in batches:
-            for forward in forwards.values():
-                forward(batch)
-        for _ in range(rounds):
-            for batch in batches:
-                for name, forward in forwards.items():
+        for round_ in range(rounds + 1):
+            for each in zip(*(batches[name] for name in forwards), strict=True):
+                for (name, forward), batch in zip(forwards.items(), each, strict=True):
                     start = time.perf_counter()
                     forward(batch)
-                    seconds[name].append(time.perf_counter() - start)
+                    if round_:  # the first warms up
+                        seconds[name].append(time.perf_counter() - start)
     return {name: np.asarray(values) for name, values in seconds.items()}
 
 

@@ -61,6 +61,12 @@ def check_folder(name: str, path: str) -> None:
         raise expected(name, "a local folder or a Hub name", path, "There is no such folder.")
 
 
+def has_tokenizer(path: str) -> bool:
+    """Whether a model comes with its tokenizer: a Hub name, or a local folder with one of a tokenizer's files."""
+    files = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
+    return not Path(path).is_dir() or any((Path(path) / file).exists() for file in files)
+
+
 def load_config(source: ModelSource, role: str = "model") -> PretrainedConfig:
     """The configuration that ``source`` describes.
 

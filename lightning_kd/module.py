@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
@@ -18,7 +17,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from lightning_kd._checks import InputError, check_positive, check_range, expected, nearest
 from lightning_kd.features import FeatureCapture
 from lightning_kd.losses import DistillationLoss
-from lightning_kd.models import ModelSource, count_parameters, load_config, load_model, load_trained
+from lightning_kd.models import ModelSource, count_parameters, has_tokenizer, load_config, load_model, load_trained
 from lightning_kd.optim import AdamW, parameter_groups
 from lightning_kd.outputs import Features, LossInputs, Needs
 from lightning_kd.tasks import SequenceClassification, Task
@@ -198,8 +197,9 @@ class DistillationModule(L.LightningModule):
                 teacher = load_trained(source, self.task.auto_class, f"model.teachers.{name}")
                 label_names = self._data("label_names", _names(self.model.config))
                 _check_labels(f"the teacher {name!r}", teacher.config, label_names)
-                if tokenizer is not None:
-                    _check_vocabulary(f"model.teachers.{name}", source, teacher.config, tokenizer)
+                own = self._data("teacher_tokenizers", {}).get(name, tokenizer)
+                if own is not None:
+                    _check_vocabulary(f"model.teachers.{name}", source, teacher.config, own)
                 self._teachers[name] = teacher
         student_needs, teacher_needs = Needs(), Needs()
         for name, module in self.losses.items():
@@ -214,12 +214,24 @@ class DistillationModule(L.LightningModule):
                 )
             student_needs |= loss.needs("student")
             teacher_needs |= loss.needs("teacher")
+            if self._data("teacher_tokenizers", {}) and loss.needs("teacher"):
+                self._check_positions(name, loss)
         self._release()
         logits = self.task.logits
         self._captures = {
             name: FeatureCapture(teacher, teacher_needs, logits, "teacher") for name, teacher in self._teachers.items()
         }
         self._captures[""] = FeatureCapture(self.model, student_needs, logits)
+
+    def _check_positions(self, name: str, loss: DistillationLoss) -> None:
+        """Refuse a loss that compares what stands at tokens which student and teacher do not share."""
+        needs = loss.needs("teacher")
+        if needs.queries or needs.keys or needs.values or (loss.token_by_token and not self.task.transfers_tokens):
+            raise InputError(
+                f"The loss {name!r} compares student and teacher token by token, but the teacher reads another "
+                "vocabulary than the student. Use losses on logits, or on one vector an example (PatientKD, PKT, "
+                "RKDDistance, RKDAngle, SimilarityPreserving, CRD)."
+            )
 
     def _release(self) -> None:
         for capture in self._captures.values():
@@ -256,24 +268,39 @@ class DistillationModule(L.LightningModule):
         return self.task.logits(self.model(**inputs))
 
     @torch.no_grad()  # not inference_mode: its tensors break the backward pass of a projection
-    def _teach(self, inputs: Mapping[str, Tensor]) -> Features:
-        each = [self._captures[name](inputs) for name in self._teachers]
+    def _teach(self, batch: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> Features:
+        each = []
+        for name in self._teachers:
+            own = batch.get("teachers", {}).get(name)
+            features = self._captures[name](inputs if own is None else self.task.model_inputs(own))
+            each.append(features if own is None else self._transferred(features, own, batch))
         if len(each) == 1:
             return each[0]
         names = each[0].logits
         return Features(logits={name: torch.stack([f.logits[name].float() for f in each]).mean(0) for name in names})
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def _transferred(self, features: Features, own: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Features:
+        """What a teacher gave that reads another vocabulary, where the student reads the same."""
+        logits = {name: self.task.transfer(values, own, batch) for name, values in features.logits.items()}
+        states = features.hidden_states
+        if self.task.transfers_tokens:
+            states = {layer: self.task.transfer(values, own, batch) for layer, values in states.items()}
+        return Features(logits, states)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         inputs = self.task.model_inputs(batch)
         student = self._captures[""](inputs)
         hard = self.task.hard_label_loss(student.logits, batch)
         total = self.hard_label_weight * hard
         terms: dict[str, Tensor] = {}
         if self.losses:
+            own = next(iter(batch.get("teachers", {}).values()), None)
+            token_mask, teacher_token_mask = self.task.token_masks(batch, own)
             loss_inputs = LossInputs(
                 student=student,
-                teacher=self._teach(inputs),
-                token_mask=self.task.token_mask(batch),
+                teacher=self._teach(batch, inputs),
+                token_mask=token_mask,
+                teacher_token_mask=teacher_token_mask,
                 logit_masks=self.task.logit_masks(batch),
                 temperature=self.temperature,
                 hard_labels=self.task.hard_labels(batch),
@@ -400,20 +427,17 @@ def _check_labels(who: str, config: PretrainedConfig, label_names: list[str] | N
 
 def _check_vocabulary(name: str, source: ModelSource, config: PretrainedConfig, tokenizer: Any) -> None:
     """Refuse a model that reads another vocabulary than the data module's tokenizer writes."""
+    remedy = "the model's own tokenizer" if name == "model.student" else "the teacher's in teacher_tokenizers"
     if len(tokenizer) > config.vocab_size:
         raise InputError(
             f"The tokenizer of the data has {len(tokenizer)} tokens, but `{name}` has embeddings for "
-            f"{config.vocab_size}: give the data module the tokenizer that belongs to the model."
+            f"{config.vocab_size}: give the data module {remedy}."
         )
-    if source.path is None or source.from_scratch:
-        return
-    folder = Path(source.path)
-    files = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
-    if folder.is_dir() and not any((folder / file).exists() for file in files):
+    if source.path is None or source.from_scratch or not has_tokenizer(source.path):
         return
     own = AutoTokenizer.from_pretrained(source.path, revision=source.revision)
     if own.get_vocab() != tokenizer.get_vocab():
         raise InputError(
             f"`{name}` ({source.path}) reads another vocabulary than the data's tokenizer writes: "
-            "student and teacher must share one tokenizer."
+            f"give the data module {remedy}."
         )

@@ -69,6 +69,8 @@ class LossInputs:
         logit_masks: By the logits' names: ``(B,)`` or ``(B, L)`` bool, True where a distribution is to be compared.
         temperature: Positive; divides the logits of both before the softmax.
         hard_labels: By the logits' names, the true class where there is one: int64 of the shape of the logits' mask.
+        teacher_token_mask: ``(B, L')`` bool, True at the teacher's real tokens, where it reads another vocabulary and
+            its hidden states stand at tokens of its own.
     """
 
     student: Features
@@ -77,3 +79,9 @@ class LossInputs:
     logit_masks: Mapping[str, Tensor]
     temperature: float
     hard_labels: Mapping[str, Tensor] = field(default_factory=dict)
+    teacher_token_mask: Tensor | None = None
+
+    @property
+    def teacher_mask(self) -> Tensor:
+        """Bool, True at the teacher's real tokens."""
+        return self.token_mask if self.teacher_token_mask is None else self.teacher_token_mask

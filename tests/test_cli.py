@@ -161,6 +161,22 @@ def test_a_student_int8_and_report_are_written(student: Run) -> None:
     assert not list(student.root.glob("*partial*"))
 
 
+def test_a_student_may_read_another_vocabulary(teacher: Run, tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    """Stops a teacher from being given the student's tokens where nobody named its tokenizer."""
+    model = {
+        "student": from_scratch(1),
+        "teachers": {"big": {"path": str(teacher.root / "student")}},
+        "losses": soft(),
+    }
+    done = run(tmp_path, arguments(tmp_path, "fit", model, "--data.tokenizer", str(tiny_model())))
+    assert "Another vocabulary than the student's is read by big: each text is encoded for both" in done.log
+    before, after = (
+        json.loads((folder / "report.json").read_text())["rows"][0]["metrics"]["test"]["accuracy"]["value"]
+        for folder in (teacher.root / "figures", tmp_path)
+    )
+    assert before == after
+
+
 def test_the_summary_and_the_paths_are_printed(student: Run) -> None:
     """Stops a run on the wrong model or data from being seen only in its results."""
     [summary] = [line for line in student.log.splitlines() if line.startswith("teacher big: ")]

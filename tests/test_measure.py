@@ -62,7 +62,7 @@ def test_models_take_turns_on_the_same_batch() -> None:
         return {}
 
     forwards = {name: partial(run, name) for name in "abc"}
-    batches = [{"x": torch.tensor(i)} for i in range(2)]
+    batches = {name: [{"x": torch.tensor(i)} for i in range(2)] for name in "abc"}
     before = torch.get_num_threads()
     seconds = time_interleaved(forwards, batches, rounds=3, threads=2)
     one_round = [(name, i, 2) for i in range(2) for name in "abc"]
@@ -80,7 +80,7 @@ def test_threads_are_restored_after_an_error() -> None:
 
     before = torch.get_num_threads()
     with pytest.raises(RuntimeError, match="no kernel"):
-        time_interleaved({"a": fail}, [{}], rounds=1, threads=before + 1)
+        time_interleaved({"a": fail}, {"a": [{}]}, rounds=1, threads=before + 1)
     assert torch.get_num_threads() == before
 
 

@@ -114,6 +114,8 @@ class DistillationLoss(nn.Module, ABC):
 
     #: Learning rate of the loss's own parameters; ``None`` for the optimizer's.
     parameters_lr: float | None = None
+    #: Whether it compares the hidden states of student and teacher token by token, so that both must read the same.
+    token_by_token: bool = False
 
     def build(self, student: PretrainedConfig, teacher: PretrainedConfig) -> None:
         """Check the loss against both models and make the parameters that it needs; called once, before training.
@@ -151,6 +153,7 @@ class MatchLoss(DistillationLoss):
 
     #: The first layer that has what the loss compares: 0 for hidden states, 1 for what is in a layer's attention.
     first_layer: int = 0
+    token_by_token = True
 
     def __init__(self, matches: list[FeatureMatch] | LayerMap) -> None:
         super().__init__()
@@ -224,11 +227,11 @@ class ProjectedMatchLoss(MatchLoss):
         state = inputs.student.hidden_states[match.student_layer]
         if self.projections:
             state = self.projections[index](state)
-        return self.distance(state, inputs.teacher.hidden_states[match.teacher_layer], inputs.token_mask)
+        return self.distance(state, inputs.teacher.hidden_states[match.teacher_layer], inputs)
 
     @abstractmethod
-    def distance(self, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-        """The loss of two hidden states ``(B, L, H)`` under a bool mask ``(B, L)``; a scalar."""
+    def distance(self, student: Tensor, teacher: Tensor, inputs: LossInputs) -> Tensor:
+        """The loss of two hidden states ``(B, L, H)`` under the masks of ``inputs``; a scalar."""
 
 
 def check_projection(projection: str, projection_lr: float | None) -> None:

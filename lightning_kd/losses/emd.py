@@ -121,6 +121,8 @@ class BERTEMD(DistillationLoss):
         InputError: If the projection is none of these; in :meth:`build` if scipy is not installed.
     """
 
+    token_by_token = True
+
     def __init__(self, projection: Projection = "auto", projection_lr: float | None = None) -> None:
         super().__init__()
         check_projection(projection, projection_lr)

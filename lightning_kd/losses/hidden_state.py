@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_kd.losses.base import ProjectedMatchLoss, comparable, masked_mean
+from lightning_kd.outputs import LossInputs
 
 __all__ = ["HiddenStateCosine", "HiddenStateMSE", "hidden_state_cosine", "hidden_state_mse"]
 
@@ -84,8 +85,8 @@ class HiddenStateMSE(ProjectedMatchLoss):
             exist.
     """
 
-    def distance(self, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-        return hidden_state_mse(student, teacher, mask)
+    def distance(self, student: Tensor, teacher: Tensor, inputs: LossInputs) -> Tensor:
+        return hidden_state_mse(student, teacher, inputs.token_mask)
 
 
 class HiddenStateCosine(ProjectedMatchLoss):
@@ -109,5 +110,5 @@ class HiddenStateCosine(ProjectedMatchLoss):
             exist.
     """
 
-    def distance(self, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-        return hidden_state_cosine(student, teacher, mask)
+    def distance(self, student: Tensor, teacher: Tensor, inputs: LossInputs) -> Tensor:
+        return hidden_state_cosine(student, teacher, inputs.token_mask)

@@ -65,6 +65,8 @@ class LayerPairLoss(DistillationLoss):
         InputError: If there is no match; in :meth:`build` also if a layer does not exist.
     """
 
+    token_by_token = True
+
     def __init__(self, matches: list[LayerPairMatch]) -> None:
         super().__init__()
         if not matches:

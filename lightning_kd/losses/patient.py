@@ -8,6 +8,7 @@ from torch import Tensor
 from lightning_kd._checks import InputError
 from lightning_kd.losses.base import ProjectedMatchLoss, floating, shapes
 from lightning_kd.losses.pooled import pool
+from lightning_kd.outputs import LossInputs
 
 __all__ = ["PatientKD", "patient_kd"]
 
@@ -62,5 +63,7 @@ class PatientKD(ProjectedMatchLoss):
             exist.
     """
 
-    def distance(self, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-        return patient_kd(pool(student, mask, "first"), pool(teacher, mask, "first"))
+    token_by_token = False
+
+    def distance(self, student: Tensor, teacher: Tensor, inputs: LossInputs) -> Tensor:
+        return patient_kd(pool(student, inputs.token_mask, "first"), pool(teacher, inputs.teacher_mask, "first"))

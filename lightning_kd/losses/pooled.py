@@ -30,6 +30,8 @@ class PooledMatchLoss(MatchLoss):
         InputError: If there is no pair or the pooling is neither; in :meth:`build` also if a layer does not exist.
     """
 
+    token_by_token = False
+
     def __init__(self, matches: list[FeatureMatch] | LayerMap, pooling: Pooling = "first") -> None:
         super().__init__(matches)
         check_pooling(pooling)
@@ -38,7 +40,7 @@ class PooledMatchLoss(MatchLoss):
     def compare(self, index: int, match: FeatureMatch, inputs: LossInputs) -> Tensor:
         mask = inputs.token_mask
         student = pool(inputs.student.hidden_states[match.student_layer], mask, self.pooling)
-        teacher = pool(inputs.teacher.hidden_states[match.teacher_layer], mask, self.pooling)
+        teacher = pool(inputs.teacher.hidden_states[match.teacher_layer], inputs.teacher_mask, self.pooling)
         return self.distance(index, student, teacher, mask.any(-1))
 
     @abstractmethod

@@ -15,7 +15,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 __all__ = ["IGNORED", "Task"]
 
 #: What a batch may hold beside the model's inputs.
-_NOT_INPUTS = frozenset({"labels", "index", "words", "example", "texts", "spans"})
+_NOT_INPUTS = frozenset({"labels", "index", "words", "example", "texts", "spans", "teachers"})
 
 #: The label of what is no example: padding, and all but the first sub-word of a word.
 IGNORED = -100
@@ -86,7 +86,30 @@ class Task(ABC):
         kind = type(self)
         return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": dict(vars(self))}
 
-    @staticmethod
-    def token_mask(batch: Mapping[str, Tensor]) -> Tensor:
-        """``(B, L)`` bool, True at real tokens."""
-        return batch["attention_mask"].to(torch.bool)
+    #: Whether :meth:`transfer` can carry hidden states over.
+    transfers_tokens: ClassVar[bool] = False
+
+    def transfer(self, values: Tensor, own: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
+        """A teacher's logits where the student reads the same, for a teacher that reads another vocabulary.
+
+        Args:
+            values: One set of logits, or hidden states where ``transfers_tokens``, of the batch ``own``.
+            own: The rows as the teacher reads them.
+            batch: The same rows as the student reads them.
+
+        Returns:
+            As for ``batch``; 0 where nothing is to be compared.
+        """
+        return values
+
+    def token_masks(
+        self, batch: Mapping[str, Tensor], own: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The student's and the teacher's tokens that losses on hidden states compare, each ``(B, L)`` bool.
+
+        Args:
+            batch: The rows as the student reads them.
+            own: The rows as the teacher reads them, if that is not the same.
+        """
+        mask = batch["attention_mask"].to(torch.bool)
+        return mask, mask if own is None else own["attention_mask"].to(torch.bool)

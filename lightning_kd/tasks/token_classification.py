@@ -170,6 +170,25 @@ class TokenClassification(Task):
     def outcomes(self, logits: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         return by_word(self.predictions(logits), batch), by_word(batch["labels"], batch)
 
+    transfers_tokens: ClassVar[bool] = True
+
+    def transfer(self, values: Tensor, own: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
+        """What stands at a word's first sub-word for the teacher, at its first sub-word for the student."""
+        words = batch["words"]
+        at = words >= 0
+        rows = batch["example"].unsqueeze(1).expand_as(words)[at]
+        out = values.new_zeros(*words.shape, *values.shape[2:])
+        out[at] = by_word(values, own)[rows, words[at]]
+        return out
+
+    def token_masks(
+        self, batch: Mapping[str, Tensor], own: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Words alone where the two vocabularies differ."""
+        if own is None:
+            return super().token_masks(batch)
+        return batch["words"] >= 0, batch["words"] >= 0
+
     def records(
         self, logits: Mapping[str, Tensor], batch: Mapping[str, Any], config: PretrainedConfig
     ) -> list[dict[str, Any]]:
@@ -227,17 +246,17 @@ def by_word(values: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     """What stands at the first sub-word of each word, by row and word, whichever window the word is read in.
 
     Args:
-        values: ``(windows, L)``.
+        values: ``(windows, L, ...)``.
         batch: With ``words`` ``(windows, L)``, the word that is read at a token or -1; ``example`` ``(windows,)``, the
             row of each window; ``index`` ``(rows,)``.
 
     Returns:
-        ``(rows, most words)``, ``IGNORED`` behind a row's last word.
+        ``(rows, most words, ...)``, ``IGNORED`` behind a row's last word.
     """
     words = batch["words"]
     at = words >= 0
     rows = batch["example"].unsqueeze(1).expand_as(words)
     width = int(words.max()) + 1 if words.numel() else 0
-    out = values.new_full((len(batch["index"]), width), IGNORED)
+    out = values.new_full((len(batch["index"]), width, *values.shape[2:]), IGNORED)
     out[rows[at], words[at]] = values[at]
     return out

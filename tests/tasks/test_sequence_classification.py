@@ -146,7 +146,7 @@ def test_batch_to_model_and_masks() -> None:
     """Stops labels from reaching the model, which would then compute a loss of its own, and padding from counting."""
     rows = batch(torch.tensor([0, 1]))
     assert set(TASK.model_inputs(rows)) == {"input_ids", "token_type_ids", "attention_mask"}
-    assert TASK.token_mask(rows).tolist() == [[True, True, False]] * 2
+    assert TASK.token_masks(rows)[0].tolist() == [[True, True, False]] * 2
     assert TASK.logit_masks(rows)["logits"].tolist() == [True, True]
     output = SimpleNamespace(logits=torch.zeros(2, 2))
     assert TASK.logits(output) == {"logits": output.logits}

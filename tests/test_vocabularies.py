@@ -1,0 +1,260 @@
+"""A teacher that reads another vocabulary than its student."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from torch import Tensor
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    BertTokenizerFast,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from lightning_kd import DistillationModule, InputError, ModelSource
+from lightning_kd.callbacks import CompressionReport
+from lightning_kd.datamodules import GLUEDataModule, NERDataModule
+from lightning_kd.datamodules.batching import Collator, TokenizedRows
+from lightning_kd.losses import (
+    CRD,
+    AttentionMSE,
+    DistillationLoss,
+    FeatureMatch,
+    HiddenStateMSE,
+    PatientKD,
+    SoftTargetKL,
+)
+from lightning_kd.measure import evaluate
+from lightning_kd.outputs import LossInputs
+from lightning_kd.runner import forward_of
+from lightning_kd.tasks import SequenceClassification, TokenClassification
+from lightning_kd.tasks.words import WordEncoder
+from tests.conftest import SPECIAL_TOKENS, VOCABULARY
+from tests.datamodules.test_ner import TAGS, random_rows, write
+
+Make = Callable[..., Any]
+
+#: Cuts words at other places than ``VOCABULARY`` does: "banings" is "ban ##ings" here and "ba [UNK]"-like there.
+OTHER = [*SPECIAL_TOKENS, *(letter for letter in "abcdefghijklmnopqrstuvwxyz"), *VOCABULARY[30:60], "##ings", "##nings"]
+OTHER += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory, tiny_model: Make) -> Callable[..., str]:
+    """Writes a tiny model that reads ``OTHER``: ``other(tags)``."""
+
+    def make(tags: bool = False) -> str:
+        folder = tmp_path_factory.mktemp("other")
+        encoder = tiny_model(vocab_size=len(OTHER), hidden_size=24, seed=3, head=False)
+        kind = AutoModelForTokenClassification if tags else AutoModelForSequenceClassification
+        model = kind.from_pretrained(encoder, num_labels=len(TAGS) if tags else 2)
+        model.save_pretrained(folder)
+        (folder / "vocab.txt").write_text("\n".join(OTHER) + "\n")
+        BertTokenizerFast(vocab=str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
+        return str(folder)
+
+    return make
+
+
+class Spy(DistillationLoss):
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[LossInputs] = []
+
+    def forward(self, inputs: LossInputs) -> Tensor:
+        self.seen.append(inputs)
+        return inputs.student.logits["logits"].sum() * 0
+
+
+class Recorded(DistillationModule):
+    """Keeps its batches."""
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        self.batches = [*getattr(self, "batches", []), batch]
+        return super().training_step(batch, batch_idx)
+
+
+def test_each_model_reads_its_own_tokens(other: Make, glue: Make, distillation: Make, make_trainer: Make) -> None:
+    """Stops a teacher from being asked about the student's token numbers, which mean other words to it."""
+    source = other()
+    data: GLUEDataModule = glue("mrpc", teacher_tokenizers={"t": source})
+    spy = Spy()
+    module = distillation(Recorded, teachers={"t": ModelSource(source)}, losses={"spy": spy})
+    make_trainer().fit(module, datamodule=data)
+    texts = dict(zip(data._rows["train"].index.tolist(), data.texts("train"), strict=True))
+    tokenizer = BertTokenizerFast.from_pretrained(source)
+    teacher = module.teachers["t"]
+    assert len(spy.seen) == 3
+    for batch, seen in zip(module.batches, spy.seen, strict=True):
+        pairs = [texts[i] for i in batch["index"].tolist()]
+        encoded = tokenizer(*map(list, zip(*pairs, strict=True)), padding=True, return_tensors="pt")
+        for name, values in encoded.items():
+            assert torch.equal(batch["teachers"]["t"][name], values)
+        assert not torch.equal(batch["input_ids"], batch["teachers"]["t"]["input_ids"])
+        with torch.no_grad():
+            expected = teacher(**encoded).logits
+        torch.testing.assert_close(seen.teacher.logits["logits"], expected)
+        assert seen.token_mask.shape == batch["input_ids"].shape
+        assert seen.teacher_mask.shape == encoded["input_ids"].shape
+
+
+def test_one_vocabulary_is_read_once(tiny_model: Make, glue: Make) -> None:
+    """Stops a second encoding, and its cost, where teacher and student read the same."""
+    data = glue(teacher_tokenizers={"t": str(tiny_model(seed=0))})
+    data.setup("fit")
+    assert data.teacher_tokenizers == {}
+    assert all("teachers" not in batch for batch in data.evaluation_batches("validation"))
+
+
+def test_without_its_tokenizer_the_teacher_is_refused(
+    other: Make, glue: Make, distillation: Make, make_trainer: Make
+) -> None:
+    """Stops a teacher from reading token numbers of another vocabulary when a data module is made by hand."""
+    module = distillation(teachers={"t": ModelSource(other())})
+    with pytest.raises(InputError, match="give the data module the teacher's in teacher_tokenizers"):
+        make_trainer().fit(module, datamodule=glue())
+
+
+@pytest.mark.parametrize(
+    ("loss", "tags", "refused"),
+    [
+        (HiddenStateMSE([FeatureMatch(1, 1)]), False, True),
+        (AttentionMSE([FeatureMatch(1, 1)]), False, True),
+        (PatientKD([FeatureMatch(1, 1)]), False, False),
+        (CRD([FeatureMatch(1, 1)]), False, False),
+        (HiddenStateMSE([FeatureMatch(1, 1)]), True, False),
+        (AttentionMSE([FeatureMatch(1, 1)]), True, True),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, DistillationLoss) else str(value),
+)
+def test_losses_on_positions_that_are_not_shared_are_refused(
+    loss: DistillationLoss,
+    tags: bool,
+    refused: bool,
+    other: Make,
+    glue: Make,
+    tmp_path: Path,
+    tiny_model: Make,
+    distillation: Make,
+    make_trainer: Make,
+) -> None:
+    """Stops the third token of one model from being compared with the third token of another, which is another word."""
+    data, options = glue("sst2"), {}
+    source = other(tags)
+    if tags:
+        folder = write(tmp_path / "tags", {"train": random_rows(16, 0, 8), "validation": random_rows(8, 1, 8)})
+        data = NERDataModule(str(folder), tokenizer=str(tiny_model()), batch_size=8, max_length=32, stride=8)
+        options = {"task": TokenClassification(), "student": ModelSource(str(tiny_model(head=False)))}
+    data.teacher_tokenizer_sources = {"t": source}
+    module = distillation(teachers={"t": ModelSource(source)}, losses={"loss": loss}, **options)
+    trainer = make_trainer(limit_train_batches=2)
+    if not refused:
+        trainer.fit(module, datamodule=data)
+        assert trainer.global_step == 2
+        return
+    with pytest.raises(InputError, match="The loss 'loss' compares student and teacher token by token"):
+        trainer.fit(module, datamodule=data)
+    assert trainer.global_step == 0
+
+
+def _bpe(texts: list[str]) -> PreTrainedTokenizerBase:
+    bpe = Tokenizer(models.BPE(unk_token="[UNK]"))  # no secret
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=400, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet)
+    )
+    bpe.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, **names)
+
+
+#: One that cuts at syllables, one at letters and endings, one at bytes.
+TOKENIZERS = (
+    BertTokenizerFast(vocab={token: i for i, token in enumerate(VOCABULARY)}),
+    BertTokenizerFast(vocab={token: i for i, token in enumerate(OTHER)}),
+    _bpe(["banings dinings ba ko", "Zoë bas din"]),
+)
+
+
+def _rows(tokenizer: PreTrainedTokenizerBase, words: list[list[str]], max_length: int) -> TokenizedRows:
+    encoded = WordEncoder(tokenizer, max_length, stride=2).encode(words)
+    tags = encoded.spread([np.arange(len(row)) for row in words])
+    index = np.arange(len(words))
+    return TokenizedRows({**encoded.tokens, "labels": tags}, encoded.offsets, index, windows=encoded.windows)
+
+
+@given(
+    words=st.lists(
+        st.lists(st.text(st.sampled_from("abnigsëZ中\u0301\u200b😀 "), min_size=1, max_size=7), min_size=1, max_size=9),
+        min_size=1,
+        max_size=4,
+    ),
+    pair=st.permutations(TOKENIZERS),
+    lengths=st.tuples(st.integers(7, 24), st.integers(7, 24)),
+)
+def test_words_meet_whatever_the_tokens(
+    words: list[list[str]], pair: list[PreTrainedTokenizerBase], lengths: tuple[int, int]
+) -> None:
+    """Stops the teacher's opinion of one word from reaching the student at another, where cuts and windows cross."""
+    student, teacher = (_rows(t, words, length) for t, length in zip(pair, lengths, strict=False))
+    rows = list(range(len(words)))
+    batch = Collator(student, 0)(rows)
+    own = Collator(teacher, 0)(rows)
+
+    def opinions(of: Mapping[str, Tensor]) -> Tensor:
+        """At the first token of a word its row and number, garbage elsewhere."""
+        at = of["words"] >= 0
+        row = of["example"].unsqueeze(1).expand_as(of["words"])
+        return torch.where(at.unsqueeze(-1), torch.stack([row, of["words"]], -1), 1000).float()
+
+    found = TokenClassification().transfer(opinions(own), own, batch)
+    expected = torch.where((batch["words"] >= 0).unsqueeze(-1), opinions(batch), 0)
+    assert torch.equal(found, expected)
+    seen = {tuple(pair.tolist()) for pair in found[batch["words"] >= 0].int()}
+    assert seen == {(r, w) for r, row in enumerate(words) for w in range(len(row))}  # no word is lost
+
+
+def test_a_teacher_is_measured_on_its_own_tokens(
+    other: Make, glue: Make, distillation: Make, make_trainer: Make
+) -> None:
+    """Stops a report that shows a good teacher as a bad one, and the student as better than it."""
+    source = other()
+    report = CompressionReport()
+    module = distillation(teachers={"t": ModelSource(source)}, losses={"soft": SoftTargetKL()})
+    data = glue(teacher_tokenizers={"t": source})
+    make_trainer(callbacks=[report]).fit(module, datamodule=data)
+    alone: GLUEDataModule = glue(tokenizer=source)
+    alone.setup("fit")
+    forward = forward_of(module.teachers["t"], SequenceClassification())
+    batches = alone.evaluation_batches("validation")
+    expected = evaluate(forward, SequenceClassification(), batches, ["accuracy"], data.label_names)
+    assert report.report is not None
+    row = report.report.rows[0]
+    assert row.name == "teacher"
+    assert row.metrics["validation"]["accuracy"].value == expected.metrics["accuracy"].value
+    assert row.latency_p50 > 0
+
+
+def test_rows_of_another_vocabulary_are_the_same_rows(other: Make, glue: Make) -> None:
+    """Stops the two encodings from falling apart where rows are held out or drawn."""
+    data = glue(teacher_tokenizers={"t": other()}, holdout_size=5, max_train_rows=9)
+    data.setup("fit")
+    for split in ("train", "test", "validation"):
+        for batch in data.evaluation_batches(split):
+            assert torch.equal(batch["index"], batch["teachers"]["t"]["index"])
+            assert torch.equal(batch["labels"], batch["teachers"]["t"]["labels"])
+    assert isinstance(data.load_split("train"), Dataset)
