@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import statistics
+import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -15,7 +17,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["parser", "report", "setting"]
+__all__ = ["fit", "parser", "report", "setting", "spread"]
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -25,6 +29,34 @@ def parser(description: str) -> argparse.ArgumentParser:
     made.add_argument("--json", type=Path, help="write the figures to this file, too")
     made.add_argument("--threads", type=int, default=1, help="threads of the CPU")
     return made
+
+
+def fit(config: str, folder: Path, **options: object) -> dict[str, dict[str, float]]:
+    """Run a config with other options, its last weights being the student, unless its report is there.
+
+    Returns:
+        By the name of the model in the report, its scores on the held-out rows.
+    """
+    if not (folder / "report.json").is_file():
+        fixed = {
+            "trainer.default_root_dir": folder,
+            "trainer.logger": "false",
+            "trainer.callbacks": "null",
+            "trainer.enable_progress_bar": "false",
+        }
+        arguments = [f"--{name}={value}" for name, value in {"config": config, **options, **fixed}.items()]
+        done = subprocess.run(
+            [sys.executable, "train.py", "fit", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            sys.exit(f"{config}: {done.stderr.strip().splitlines()[-1]}")
+    models = json.loads((folder / "report.json").read_text())["rows"]
+    return {row["name"]: {key: v["value"] for key, v in row["metrics"]["test"].items()} for row in models}
+
+
+def spread(scores: Sequence[float]) -> dict[str, float]:
+    """The mean over the seeds, and how far they lie apart."""
+    return {"mean": statistics.mean(scores), "lowest": min(scores), "highest": max(scores)}
 
 
 def setting(**more: Any) -> dict[str, Any]:

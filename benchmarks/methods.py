@@ -1,4 +1,4 @@
-"""Accuracy by distillation method: every recipe of configs/methods/, one epoch on 4,096 rows of SST-2, three seeds.
+r"""Accuracy by distillation method: every recipe of configs/methods/, one epoch on 4,096 rows of SST-2, three seeds.
 
 Each run is the recipe itself through the command line, with fewer rows. The accuracy is that of the last weights on
 held-out rows, which no run trains on and nothing is chosen by; the spread is over the seeds, each of which draws other
@@ -11,15 +11,11 @@ under --out is not run again. From local folders:
 
 from __future__ import annotations
 
-import json
-import statistics
-import subprocess
 import sys
 from pathlib import Path
 
-from _common import parser, report, setting
+from _common import fit, parser, report, setting, spread
 
-ROOT = Path(__file__).resolve().parents[1]
 #: In the order of the table. TinyBERT's task stage goes on from its general stage.
 METHODS = (
     "no_distillation",
@@ -36,38 +32,15 @@ METHODS = (
 )
 
 
-def fit(config: str, folder: Path, **options: object) -> dict[str, float]:
-    """Accuracy on the held-out rows, by the name of the model in the report, after one epoch of a config."""
-    if not (folder / "report.json").is_file():
-        _run(config, folder, options)
-    models = json.loads((folder / "report.json").read_text())["rows"]
-    return {row["name"]: row["metrics"]["test"]["accuracy"]["value"] for row in models}
-
-
-def _run(config: str, folder: Path, options: dict[str, object]) -> None:
-    fixed = {
-        "trainer.max_epochs": 1,
-        "trainer.default_root_dir": folder,
-        "trainer.logger": "false",
-        "trainer.callbacks": "null",
-        "trainer.enable_progress_bar": "false",
-    }
-    arguments = [f"--{name}={value}" for name, value in {"config": config, **options, **fixed}.items()]
-    done = subprocess.run(
-        [sys.executable, "train.py", "fit", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        sys.exit(f"{config}: {done.stderr.strip().splitlines()[-1]}")
-
-
-def run(method: str, seed: int, rows: int, data: dict[str, object], out: Path) -> dict[str, float]:
-    """Accuracy of student and teacher after one run of a recipe."""
+def run(method: str, seed: int, rows: int, data: dict[str, object], out: Path) -> float:
+    """Accuracy of the student after one run of a recipe."""
     teacher = out / "teacher" / "student"
     start = out / f"tinybert_general-{seed}" / "student" if method == "tinybert_task" else teacher
     options = {"seed_everything": seed, "data.seed": seed, "data.max_train_rows": rows, "model.student.path": start}
     if method != "no_distillation":
         options["model.teachers.teacher.path"] = teacher
-    return fit(f"configs/methods/{method}.yaml", out / f"{method}-{seed}", **data, **options)
+    models = fit(f"configs/methods/{method}.yaml", out / f"{method}-{seed}", **data, **options)
+    return models["student" if "student" in models else "model"]["accuracy"]
 
 
 def main() -> None:
@@ -83,21 +56,16 @@ def main() -> None:
     seeds, rows, held_out = ([0], 64, 64) if options.quick else ([0, 1, 2], 4096, 6000)
     methods = options.only[:2] if options.quick else options.only
     out = options.out.resolve() / ("quick" if options.quick else "full")
-    data: dict[str, object] = {"data.path": options.data, "data.holdout_size": held_out}
+    data: dict[str, object] = {
+        "data.path": options.data,
+        "data.holdout_size": held_out,
+        "trainer.max_epochs": 1,
+    }
     few = {"data.max_train_rows": rows} if options.quick else {}
     fit("configs/sst2/teacher.yaml", out / "teacher", **data, **few, **{"model.student.path": options.encoder})
     table = []
     for method in methods:
-        results = [run(method, seed, rows, data, out) for seed in seeds]
-        accuracies = [result["student" if "student" in result else "model"] for result in results]
-        table.append(
-            {
-                "method": method,
-                "accuracy": statistics.mean(accuracies),
-                "lowest": min(accuracies),
-                "highest": max(accuracies),
-            }
-        )
+        table.append({"method": method} | spread([run(method, seed, rows, data, out) for seed in seeds]))
         print(*table[-1].values(), file=sys.stderr)
     about = setting(seeds=seeds, train_rows=rows, held_out_rows=held_out, epochs=1)
     report("Accuracy on held-out rows of SST-2", table, about, options.json)
