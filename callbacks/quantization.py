@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_kd._checks import InputError, expected
@@ -22,31 +23,52 @@ from lightning_kd.callbacks._fit_end import (
 from lightning_kd.callbacks.export import save_tokenizer
 from lightning_kd.module import DistillationModule
 from lightning_kd.quantization import Quantizer
+from lightning_kd.quantization.fake_quantize import fake_quantize, restore
 
 __all__ = ["QuantizationCallback"]
 
 
 class QuantizationCallback(L.Callback):
-    """Quantizes the student of the best checkpoint to int8 when training ends (PTQ), and writes it to a folder.
+    """Quantizes the student of the best checkpoint to int8 when training ends, and writes it to a folder.
 
-    The module's student stays float. The folder holds the int8 model, ``config.json`` with the label names and the
-    tokenizer; :class:`lightning_kd.Runner` opens it.
+    Post-training quantization (``ptq``) rounds what was trained in float. Quantization-aware training (``qat``, Jacob
+    et al. 2018, arXiv 1712.05877) lets the student compute with the backend's rounding while it trains: every loss, the
+    teacher's too, is that of the rounded student, and so are the validation metrics of the whole fit, by which the best
+    checkpoint is chosen. Its checkpoints are those of a float student.
+
+    The module's student is float again when training ends. The folder holds the int8 model, ``config.json`` with the
+    label names and the tokenizer; :class:`lightning_kd.Runner` opens it.
 
     Args:
         quantizer: The backend.
         export_dir: The folder; ``<trainer.default_root_dir>/int8`` unless given. What stands there is replaced.
         calibration_batches: Training batches that a static backend finds the range of the activations on, above 0.
+        mode: ``ptq`` or ``qat``.
+        start_epoch: The epoch from which on ``qat`` rounds, at least 0; 1.5 is the middle of the second.
 
     Raises:
-        InputError: In ``setup("fit")``, if the backend's extra is missing.
+        InputError: In ``setup("fit")``, if the backend's extra is missing, it cannot be trained for, or training ends
+            before ``start_epoch``.
     """
 
-    def __init__(self, quantizer: Quantizer, export_dir: str | None = None, calibration_batches: int = 32) -> None:
+    def __init__(
+        self,
+        quantizer: Quantizer,
+        export_dir: str | None = None,
+        calibration_batches: int = 32,
+        mode: Literal["ptq", "qat"] = "ptq",
+        start_epoch: float = 0.0,
+    ) -> None:
         if calibration_batches < 1:
             raise expected("calibration_batches", "at least 1", calibration_batches)
+        if not 0 <= start_epoch < float("inf"):
+            raise expected("start_epoch", "at least 0", start_epoch)
         self.quantizer = quantizer
+        self.mode = mode
+        self.start_epoch = start_epoch
         self.export_dir = export_dir
         self.calibration_batches = calibration_batches
+        self._started = self._rounds = False
         #: Where the int8 model is, once it is written.
         self.folder: Path | None = None
 
@@ -63,6 +85,48 @@ class QuantizationCallback(L.Callback):
             if other is not self and isinstance(other, QuantizationCallback):
                 if output_path(trainer, other.export_dir, "int8") == folder:
                     raise InputError(f"Two QuantizationCallbacks write to {folder}: give one of them an export_dir.")
+                if self.mode == other.mode == "qat":
+                    raise InputError("Two QuantizationCallbacks have mode: qat, but a student trains for one backend.")
+        if self.mode == "qat":
+            _ = self.quantizer.rounding  # or refuse
+            if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= self.start_epoch:
+                raise expected("start_epoch", f"below trainer.max_epochs, {trainer.max_epochs}", self.start_epoch)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self.mode == "qat" and not self._started:
+            epoch = trainer.current_epoch + batch_idx / trainer.num_training_batches
+            if epoch >= self.start_epoch:
+                self._started = True
+                self._round(pl_module, True)
+                rank_zero_info(f"The student computes with the rounding of {self.quantizer.name} from now on")
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.mode == "qat" and trainer.state.fn == TrainerFn.FITTING:
+            self._round(pl_module, True)  # before the start, too: epochs have to be compared by the same metric
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._round(pl_module, self._started)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._end(pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._end(pl_module)
+
+    def _end(self, module: L.LightningModule) -> None:
+        self._started = False
+        self._round(module, False)
+
+    def _round(self, module: L.LightningModule, rounds: bool) -> None:
+        if rounds != self._rounds:
+            model = cast(DistillationModule, module).model
+            if rounds:
+                fake_quantize(model, self.quantizer.rounding)
+            else:
+                restore(model)
+            self._rounds = rounds
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, DistillationModule)  # noqa: S101  # the callbacks belong to this module

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightning_kd._checks import InputError
+from lightning_kd.quantization.fake_quantize import Rounding
 
 __all__ = ["Forward", "Quantizer", "unreadable"]
 
@@ -31,6 +32,18 @@ class Quantizer(ABC):
     file_name: ClassVar[str]
     #: Whether :meth:`convert` runs the model on training batches to find the range of its activations.
     needs_calibration: ClassVar[bool] = False
+
+    @property
+    def rounding(self) -> Rounding:
+        """What the backend rounds, for training with fake quantization.
+
+        Raises:
+            InputError: If the backend cannot be trained for.
+        """
+        raise InputError(
+            f"{type(self).__name__} quantizes after training alone (mode: ptq): for quantization-aware training take "
+            "ONNXRuntimeInt8 or DynamicInt8."
+        )
 
     def check(self) -> None:  # noqa: B027  # most backends have something to check, torch's own does not
         """Refuse to start where the backend cannot run.

@@ -17,6 +17,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from lightning_kd._checks import InputError
 from lightning_kd.quantization.base import Forward, Quantizer, unreadable
+from lightning_kd.quantization.fake_quantize import Rounding
 
 __all__ = ["DynamicInt8"]
 
@@ -34,6 +35,10 @@ class DynamicInt8(Quantizer):
 
     name: ClassVar[str] = "torch"
     file_name: ClassVar[str] = "int8.safetensors"
+
+    @property
+    def rounding(self) -> Rounding:
+        return Rounding(127.5, (-128, 127), activation_steps=127, embedding="row")
 
     def convert(self, model: PreTrainedModel, calibration: Sequence[Mapping[str, Tensor]], folder: Path) -> None:
         save_file(_state(_quantize(model)), folder / self.file_name)

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from lightning_kd._checks import InputError
 from lightning_kd.quantization.base import Forward, Quantizer, unreadable
+from lightning_kd.quantization.fake_quantize import Rounding
 
 __all__ = ["ONNXRuntimeInt8"]
 
@@ -42,6 +43,11 @@ class ONNXRuntimeInt8(Quantizer):
 
     def __init__(self, reduce_range: bool = True) -> None:
         self.reduce_range = reduce_range
+
+    @property
+    def rounding(self) -> Rounding:
+        steps = 64 if self.reduce_range else 127
+        return Rounding(steps, (-steps, steps), activation_steps=255, embedding="table")
 
     def check(self) -> None:
         for package in ("onnx", "onnxruntime", "onnxscript"):

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from lightning_kd import DistillationModule, InputError, ModelSource, Runner
 from lightning_kd.callbacks import QuantizationCallback, StudentExport
+from lightning_kd.losses import SoftTargetKL
 from lightning_kd.quantization import DynamicInt8, ONNXRuntimeInt8, OpenVINOInt8, Quantizer
 
 Make = Callable[..., Any]
@@ -272,3 +273,102 @@ def test_regression_has_one_output(
     assert config["problem_type"] == "regression"
     records = Runner.open(tmp_path / "int8").predict([("bun", "den"), ("fin", "fin gon")])
     assert [set(record) for record in records] == [{"score"}, {"score"}]
+
+
+class Watched(DistillationModule):
+    """Notes for each training batch whether the student rounds."""
+
+    rounded: list[bool]
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        self.rounded = [*getattr(self, "rounded", []), type(self.model.classifier) is not torch.nn.Linear]
+        return super().training_step(batch, batch_idx)
+
+
+def test_quantization_aware_training_measures_what_it_writes(
+    tmp_path: Path, distillation: Make, glue: Make, make_trainer: Make
+) -> None:
+    """Stops the metric of a fit from being that of another model than the one in the folder."""
+    callback = QuantizationCallback(DynamicInt8(), mode="qat")
+    module, data = distillation(Watched, losses={"soft": SoftTargetKL()}), glue()
+    trainer = make_trainer(max_epochs=2, callbacks=[callback, StudentExport()])
+    trainer.fit(module, datamodule=data)
+    assert module.rounded == [True] * 6
+    assert callback.folder is not None
+    forward = DynamicInt8.open(callback.folder)
+    task, total, rows = module.task, 0.0, 0
+    for batch in data.evaluation_batches("validation"):
+        loss = task.hard_label_loss(forward(task.model_inputs(batch)), batch)
+        total, rows = total + loss.item() * len(batch["labels"]), rows + len(batch["labels"])
+    assert trainer.callback_metrics["val/loss"].item() == pytest.approx(total / rows, abs=1e-6)
+    module.eval()
+    assert trainer.validate(module, datamodule=data, verbose=False)[0]["val/loss"] != pytest.approx(
+        total / rows, abs=1e-6
+    ), "the module is float again"
+    folder = Path(trainer.default_root_dir) / "student"
+    student = type(module.model).from_pretrained(folder)
+    assert all(value.equal(student.state_dict()[name]) for name, value in module.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("start", "rounded"), [(0.0, [True] * 6), (1.0, [False] * 3 + [True] * 3), (1.5, [False] * 5 + [True])]
+)
+def test_rounding_starts_when_it_is_told_to(
+    start: float, rounded: list[bool], distillation: Make, glue: Make, make_trainer: Make
+) -> None:
+    """Stops a student from being rounded before it has learnt anything, against its user's will."""
+    module = distillation(Watched)
+    callback = QuantizationCallback(DynamicInt8(), mode="qat", start_epoch=start)
+    make_trainer(max_epochs=2, callbacks=[callback]).fit(module, datamodule=glue())
+    assert module.rounded == rounded
+
+
+def test_an_interrupted_training_ends_in_the_same_folder(
+    tmp_path: Path, distillation: Make, glue: Make, make_trainer: Make
+) -> None:
+    """Stops a resumed run from going on in float, or from rounding from other ranges."""
+    states = []
+    for interrupted in (False, True):
+        root = tmp_path / str(interrupted)
+        checkpoint = ModelCheckpoint(root, filename="{epoch}", save_top_k=-1, monitor="val/loss")
+        callback = QuantizationCallback(DynamicInt8(), str(root / "int8"), mode="qat", start_epoch=0.5)
+        L.seed_everything(1)
+        if interrupted:
+            make_trainer(max_epochs=3, limit_train_batches=3, callbacks=[checkpoint, callback, _Stop()]).fit(
+                distillation(), datamodule=glue()
+            )
+            assert not callback._started
+        module = distillation(Watched)
+        path = str(root / "epoch=0.ckpt") if interrupted else None
+        make_trainer(max_epochs=3, callbacks=[checkpoint, callback]).fit(module, datamodule=glue(), ckpt_path=path)
+        assert module.rounded[-6:] == [True] * 6
+        states.append((root / "int8" / "int8.safetensors").read_bytes())
+    assert states[0] == states[1]
+
+
+class _Stop(L.Callback):
+    """Ends the training after its first epoch."""
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.should_stop = True
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "message"),
+    [
+        (lambda: [QuantizationCallback(OpenVINOInt8(), mode="qat")], "OpenVINOInt8 quantizes after training alone"),
+        (
+            lambda: [QuantizationCallback(DynamicInt8(), name, mode="qat") for name in "ab"],
+            "Two QuantizationCallbacks have mode: qat",
+        ),
+        (lambda: [QuantizationCallback(DynamicInt8(), mode="qat", start_epoch=1)], "`start_epoch` to be below"),
+    ],
+)
+def test_a_training_that_cannot_be_for_int8_is_refused(
+    callbacks: Callable[[], list[L.Callback]], message: str, distillation: Make, glue: Make, make_trainer: Make
+) -> None:
+    """Stops a training of hours from ending in a student that was never rounded."""
+    batches = Batches()
+    with pytest.raises(InputError, match=message):
+        make_trainer(callbacks=[batches, *callbacks()]).fit(distillation(), datamodule=glue())
+    assert batches.count == 0

@@ -1,0 +1,123 @@
+"""Fake quantization: a float model that computes with the rounding of an int8 one, and can be trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["Rounding", "fake_quantize", "fake_quantize_activation", "fake_quantize_weight", "restore"]
+
+_TINY = torch.finfo(torch.float32).tiny
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What a backend rounds, and to what.
+
+    Args:
+        weight_steps: Steps from 0 to the largest absolute weight of an output channel of a ``Linear``.
+        weight_range: The smallest and the largest integer of a weight.
+        activation_steps: Steps from the smallest to the largest input of a ``Linear`` in the whole batch, 0 included.
+        embedding: Whether each row of an ``Embedding`` has a scale of its own, of 255 steps, or the whole table.
+    """
+
+    weight_steps: float
+    weight_range: tuple[int, int]
+    activation_steps: int
+    embedding: Literal["row", "table"]
+
+
+def fake_quantize_weight(weight: Tensor, rounding: Rounding) -> Tensor:
+    """A weight as a symmetric integer per output channel gives it back (Jacob et al. 2018, arXiv 1712.05877).
+
+    Args:
+        weight: ``(out, in)`` float32.
+        rounding: The backend's.
+
+    Returns:
+        The same shape; the gradient passes straight through (Bengio et al. 2013, arXiv 1308.3432).
+    """
+    scale = weight.detach().abs().amax(1).clamp(min=_TINY) / rounding.weight_steps
+    zero = torch.zeros_like(scale, dtype=torch.int32)
+    return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, *rounding.weight_range)
+
+
+def fake_quantize_activation(values: Tensor, rounding: Rounding) -> Tensor:
+    """Activations as unsigned integers with one scale for the whole batch give them back.
+
+    Args:
+        values: Any shape, float.
+        rounding: The backend's.
+
+    Returns:
+        The same shape, float32; the gradient passes straight through.
+    """
+    values = values.float()
+    low, high = values.detach().aminmax()
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    scale = ((high - low) / rounding.activation_steps).clamp(min=_TINY)
+    zero = (-low / scale).round().to(torch.int32)
+    return torch.fake_quantize_per_tensor_affine(values, scale, zero, 0, rounding.activation_steps)
+
+
+class _FakeLinear(nn.Linear):
+    rounding: Rounding
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = fake_quantize_weight(self.weight, self.rounding)
+        return F.linear(fake_quantize_activation(input, self.rounding), weight, self.bias)
+
+
+class _FakeEmbedding(nn.Embedding):
+    rounding: Rounding
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows = super().forward(input)
+        if self.rounding.embedding == "row":  # the scale of a row that is not looked up changes nothing
+            low, high = rows.detach().aminmax(dim=-1, keepdim=True)
+            scale = ((high - low) / 255).clamp(min=_TINY)
+            rounded = ((rows.detach() - low) / scale).round() * scale + low
+        else:
+            low, high = (end.detach() for end in self.weight.aminmax())
+            low, high = low.clamp(max=0), high.clamp(min=0)
+            scale = ((high - low) / 255).clamp(min=_TINY)
+            zero = (-low / scale).round()
+            rounded = ((rows.detach() / scale).round() + zero).clamp(0, 255).sub(zero) * scale
+        return rows + (rounded - rows.detach())
+
+
+_FAKES: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: _FakeLinear, nn.Embedding: _FakeEmbedding}
+
+
+def fake_quantize(model: nn.Module, rounding: Rounding) -> None:
+    """Have each ``Linear`` and ``Embedding`` of a model compute with a backend's rounding, in place.
+
+    Scales follow from the weights and from the batch, so there is nothing to observe, to synchronise between devices or
+    to store: parameters, state dict and ties between weights stay what they are.
+
+    Example:
+        >>> layer = nn.Linear(3, 2, bias=False)
+        >>> _ = layer.weight.data.copy_(torch.tensor([[0.1, -0.2, 1.0], [0.0, 0.04, 0.5]]))
+        >>> coarse = Rounding(weight_steps=4, weight_range=(-4, 4), activation_steps=255, embedding="row")
+        >>> fake_quantize(layer, coarse)
+        >>> layer(torch.eye(3)).T
+        tensor([[ 0.0000, -0.2500,  1.0000],
+                [ 0.0000,  0.0000,  0.5000]], grad_fn=<PermuteBackward0>)
+    """
+    for module in model.modules():
+        if type(module) in _FAKES:
+            module.__class__ = _FAKES[type(module)]
+            module.rounding = rounding  # type: ignore[assignment]  # no parameter and no module
+
+
+def restore(model: nn.Module) -> None:
+    """Take :func:`fake_quantize` back: the model is float again, its weights what they are now."""
+    for module in model.modules():
+        for kind, fake in _FAKES.items():
+            if type(module) is fake:
+                module.__class__ = kind
+                del module.rounding
