@@ -260,3 +260,28 @@ def test_a_quantizer_that_fails_on_rank_zero_ends_both(teacher: Path, tmp_path: 
     assert "the disk is full" in done.stderr
     assert (root / "student" / "model.safetensors").is_file()
     assert not (root / "int8").exists() and not list(root.glob("*partial*"))
+
+
+def test_a_resumed_quantization_aware_training_ends_in_the_same_folder(teacher: Path, tmp_path: Path) -> None:
+    """Stops ranks, or a run and its continuation, from rounding differently; without dropout, which is drawn anew."""
+    model = distilled(teacher)
+    model["student"] = {
+        "from_scratch": True,
+        "config": {**STUDENT["config"], "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},  # type: ignore[dict-item]
+    }
+    folders = []
+    for name in ("whole", "resumed"):
+        root = tmp_path / name
+        qat = quantization("lightning_kd.quantization.DynamicInt8")
+        qat["init_args"] |= {"mode": "qat", "start_epoch": 0.5}
+        checkpoint = {
+            "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+            "init_args": {"dirpath": str(root), "filename": "{epoch}", "save_top_k": -1},
+        }
+        trainer = {"max_epochs": 2, "logger": False, "callbacks": [qat, checkpoint]}
+        more = ("--ckpt_path", str(tmp_path / "whole" / "epoch=0.ckpt")) if name == "resumed" else ()
+        done = train(root, "fit", {"model": model, "trainer": trainer}, *TWO, *more)
+        assert done.returncode == 0, done.stderr[-6000:]
+        assert done.stderr.count("The student computes with the rounding of torch from now on") == 1
+        folders.append((root / "int8" / "int8.safetensors").read_bytes())
+    assert folders[0] == folders[1]
