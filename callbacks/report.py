@@ -28,6 +28,7 @@ from lightning_kd.models import ModelSource, count_parameters, load_trained
 from lightning_kd.module import DistillationModule
 from lightning_kd.quantization import Forward
 from lightning_kd.runner import Runner, forward_of, weight_bytes
+from lightning_kd.tasks import Task
 
 __all__ = ["CompressionReport", "Report", "ReportRow"]
 
@@ -91,6 +92,7 @@ class Report:
 class _Candidate:
     name: str
     forward: Forward
+    task: Task
     parameters: int
     bytes: int
     float_name: str | None = None
@@ -170,26 +172,27 @@ class CompressionReport(L.Callback):
             size = weight_bytes(Path(path)) if local and path else _tensor_bytes(teacher)
             label = "teacher" if len(module.teachers) == 1 else f"teacher {name}"
             encoding = name if name in data_of(trainer).teacher_tokenizers else None
-            forward = forward_of(teacher.cpu(), module.task)
-            found.append(_Candidate(label, forward, count_parameters(teacher), size, encoding=encoding))
+            forward, task = forward_of(teacher.cpu(), module.task), module.task.with_config(teacher.config)
+            found.append(_Candidate(label, forward, task, count_parameters(teacher), size, encoding=encoding))
         for name, folder in self.baselines.items():
             model = load_trained(ModelSource(folder), module.task.auto_class, f"report.baselines.{name}")
-            size = weight_bytes(Path(folder))
-            found.append(_Candidate(name, forward_of(model, module.task), count_parameters(model), size))
+            size, task = weight_bytes(Path(folder)), module.task.with_config(model.config)
+            found.append(_Candidate(name, forward_of(model, task), task, count_parameters(model), size))
         student = best_student(trainer, module)
         parameters = count_parameters(student)
         callbacks = callbacks_of(trainer)
         exported = [c.folder for c in callbacks if isinstance(c, StudentExport) and c.folder is not None]
         size = weight_bytes(exported[0]) if exported else _tensor_bytes(student)
         name = "student" if module.teachers else "model"  # without a teacher it may be one to be
-        found.append(_Candidate(name, forward_of(student, module.task), parameters, size))
+        found.append(_Candidate(name, forward_of(student, module.task), module.task, parameters, size))
         for callback in callbacks:
             if isinstance(callback, QuantizationCallback) and callback.folder is not None:
                 forward = Runner.open(callback.folder, self.threads).forward
                 int8 = f"int8, {callback.quantizer.name}"
                 if any(c.name == int8 for c in found):
                     int8 += f" ({callback.folder.name})"
-                found.append(_Candidate(int8, forward, parameters, weight_bytes(callback.folder), name))
+                size = weight_bytes(callback.folder)
+                found.append(_Candidate(int8, forward, module.task, parameters, size, name))
         return found
 
     def _measure(self, trainer: L.Trainer, module: DistillationModule) -> Report:
@@ -204,7 +207,7 @@ class CompressionReport(L.Callback):
             batches = data.evaluation_batches(split)
             for c in candidates:
                 own = [c.own(batch) for batch in batches]
-                found = evaluate(c.forward, module.task, own, data.metric_names, data.label_names)
+                found = evaluate(c.forward, c.task, own, data.metric_names, data.label_names)
                 evaluations[c.name][split] = found
         forwards = {c.name: c.forward for c in candidates}
         single, many = _timing_batches(data, module, candidates, main_split)

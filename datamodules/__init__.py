@@ -3,6 +3,7 @@
 from lightning_kd.datamodules.base import TransformerDataModule
 from lightning_kd.datamodules.glue import GLUEDataModule
 from lightning_kd.datamodules.ner import NERDataModule
+from lightning_kd.datamodules.qa import QADataModule
 from lightning_kd.datamodules.synthetic import SyntheticDataModule
 
-__all__ = ["GLUEDataModule", "NERDataModule", "SyntheticDataModule", "TransformerDataModule"]
+__all__ = ["GLUEDataModule", "NERDataModule", "QADataModule", "SyntheticDataModule", "TransformerDataModule"]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, DistributedSampler
 
 from lightning_kd._checks import expected
-from lightning_kd.tasks.base import IGNORED
+from lightning_kd.tasks.windows import padded
 from lightning_kd.tasks.words import joined
 
 __all__ = ["BucketBatchSampler", "Collator", "TokenizedRows"]
@@ -30,13 +30,16 @@ class TokenizedRows(Dataset[list[int]]):
 
     Attributes:
         tokens: What there is of each token, ``(total tokens,)``: by the model's input name, ``input_ids`` and, if the
-            model has it, ``token_type_ids``; where tokens are labelled also ``labels`` and ``words``.
+            model has it, ``token_type_ids``; where tokens are labelled also ``labels`` and ``words``; where answers are
+            sought also ``char_starts`` and ``char_ends``.
         offsets: ``(windows + 1,)``; window ``i`` is ``tokens[name][offsets[i]:offsets[i + 1]]``.
         index: ``(rows,)``, the rows' numbers in the data set.
-        labels: ``(rows,)``, int64 or float32; -1 where there is none. ``None`` where tokens are labelled.
+        labels: ``(rows,)``, int64 or float32, -1 where there is none; or ``(rows, 2)`` int64, the first character of an
+            answer and the one behind its last. ``None`` where tokens are labelled.
         windows: ``(rows + 1,)``; row ``i`` has the windows from ``windows[i]`` to ``windows[i + 1]``. ``None`` where
             each has one.
         words: The words of each row, where predictions are about words.
+        extras: What else there is of each row, by its name in a batch, where it comes as a list.
         truncated: How many rows were longer than the limit.
         teachers: The same rows as a teacher's own tokenizer reads them, by the teacher's name; only of teachers that
             read another vocabulary. With the number of its padding token each.
@@ -48,6 +51,7 @@ class TokenizedRows(Dataset[list[int]]):
     labels: NDArray[np.int64] | NDArray[np.float32] | None = None
     windows: NDArray[np.int64] | None = None
     words: Sequence[Sequence[str]] | None = None
+    extras: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     truncated: int = 0
     teachers: Mapping[str, tuple[TokenizedRows, int]] = field(default_factory=dict)
 
@@ -76,8 +80,7 @@ class Collator:
     def __init__(self, rows: TokenizedRows, pad_token_id: int, with_texts: bool = False) -> None:
         self.rows = rows
         self.with_texts = with_texts
-        fill = {"input_ids": pad_token_id, "labels": IGNORED, "words": -1}
-        self.pad = {name: fill.get(name, 0) for name in rows.tokens}
+        self.pad_token_id = pad_token_id
         self.teachers = {name: Collator(own, pad) for name, (own, pad) in rows.teachers.items()}
 
     def __call__(self, numbers: list[int]) -> dict[str, Any]:
@@ -95,14 +98,7 @@ class Collator:
             windows = rows.windows[windows][example] + np.arange(len(example)) - first[example]
         starts = rows.offsets[windows]
         lengths = rows.offsets[windows + 1] - starts
-        mask = np.arange(lengths.max()) < lengths[:, None]
-        flat = (starts[:, None] + np.arange(mask.shape[1]))[mask]
-        batch: dict[str, Any] = {}
-        for name, tokens in rows.tokens.items():
-            padded = np.full(mask.shape, self.pad[name], dtype=np.int64)
-            padded[mask] = tokens[flat]
-            batch[name] = torch.from_numpy(padded)
-        batch["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
+        batch: dict[str, Any] = padded(rows.tokens, starts, lengths, self.pad_token_id)
         if rows.labels is not None:
             batch["labels"] = torch.from_numpy(rows.labels[numbers])
         if example is not None:
@@ -110,6 +106,8 @@ class Collator:
         if self.with_texts and rows.words is not None:
             texts = [joined(rows.words[number]) for number in numbers]
             batch["texts"], batch["spans"] = [text for text, _ in texts], [spans for _, spans in texts]
+        for name, values in rows.extras.items():
+            batch[name] = [values[number] for number in numbers]
         batch["index"] = torch.from_numpy(rows.index[numbers])
         if self.teachers:
             batch["teachers"] = {name: collate(numbers) for name, collate in self.teachers.items()}

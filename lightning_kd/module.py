@@ -141,6 +141,8 @@ class DistillationModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Load the models and check that everything fits, before the first batch."""
         self._build_student()
+        self.task = self.task.with_config(self.model.config)
+        self.task.check(self.trainer.datamodule)  # type: ignore[attr-defined]  # set by the trainer
         if stage == "fit":
             self._build_losses_and_teachers()
             self.model.train()  # from_pretrained leaves it in eval mode, and the trainer does not touch it
@@ -207,6 +209,11 @@ class DistillationModule(L.LightningModule):
             if name not in self._built:  # once: a second fit goes on with the projections of the first
                 loss.build(self.model.config, next(iter(self._teachers.values())).config)
                 self._built.add(name)
+            if self.task.masks_classes and not loss.masks_classes:
+                raise InputError(
+                    f"The loss {name!r} ({type(loss).__name__}) compares all classes of a row, but "
+                    f"{type(self.task).__name__} leaves some out of each row. Use SoftTargetKL instead."
+                )
             if loss.needs("teacher") and len(self._teachers) > 1:
                 raise InputError(
                     f"The loss {name!r} compares inner states, which needs exactly one teacher, "
@@ -304,6 +311,7 @@ class DistillationModule(L.LightningModule):
                 logit_masks=self.task.logit_masks(batch),
                 temperature=self.temperature,
                 hard_labels=self.task.hard_labels(batch),
+                class_masks=self.task.class_masks(batch),
             )
             for name, loss in self.losses.items():
                 terms[name] = loss(loss_inputs)

@@ -71,6 +71,8 @@ class LossInputs:
         hard_labels: By the logits' names, the true class where there is one: int64 of the shape of the logits' mask.
         teacher_token_mask: ``(B, L')`` bool, True at the teacher's real tokens, where it reads another vocabulary and
             its hidden states stand at tokens of its own.
+        class_masks: By the logits' names, bool in the shape of the logits: False at classes that cannot be, which have
+            no part in either softmax. A name that is left out has none such.
     """
 
     student: Features
@@ -80,6 +82,7 @@ class LossInputs:
     temperature: float
     hard_labels: Mapping[str, Tensor] = field(default_factory=dict)
     teacher_token_mask: Tensor | None = None
+    class_masks: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def teacher_mask(self) -> Tensor:

@@ -13,10 +13,15 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from lightning_kd._checks import InputError, expected
 from lightning_kd.models import ModelSource, load_trained
 from lightning_kd.quantization import DynamicInt8, Forward, ONNXRuntimeInt8, OpenVINOInt8, Quantizer
-from lightning_kd.tasks import SequenceClassification, Task, TokenClassification
+from lightning_kd.tasks import QuestionAnswering, SequenceClassification, Task, TokenClassification
 
 __all__ = ["Runner", "forward_of", "weight_bytes"]
 
+#: By the end of a model's class name; any other is a sequence classifier or a regressor.
+_TASKS: dict[str, Task] = {
+    "ForTokenClassification": TokenClassification(),
+    "ForQuestionAnswering": QuestionAnswering(),
+}
 _QUANTIZERS: tuple[type[Quantizer], ...] = (OpenVINOInt8, ONNXRuntimeInt8, DynamicInt8)
 
 
@@ -64,7 +69,8 @@ class Runner:
         if not any((folder / file).is_file() for file in tokenizer.vocab_files_names.values()):
             raise expected("folder", "a folder with a tokenizer", str(folder))  # or transformers makes up an empty one
         head = (config.architectures or [""])[0]
-        task = TokenClassification() if head.endswith("ForTokenClassification") else SequenceClassification()
+        task = next((task for end, task in _TASKS.items() if head.endswith(end)), SequenceClassification())
+        task = task.with_config(config)
         quantizer = next((kind for kind in _QUANTIZERS if (folder / kind.file_name).is_file()), None)
         if quantizer is not None:
             forward = quantizer.open(folder, threads)
@@ -76,10 +82,10 @@ class Runner:
         """One record a text.
 
         ``{"label": ..., "score": ...}``; for regression only a score; for tags ``{"entities": [...]}``, each with its
-        place in the text.
+        place in the text; for answers ``{"answer": ..., "start": ..., "end": ..., "score": ..., "null_score": ...}``.
 
         Args:
-            texts: Texts or pairs of texts; for tags texts or lists of words.
+            texts: Texts or pairs of texts; for tags texts or lists of words; for answers pairs (question, passage).
             batch_size: Texts in one forward pass.
 
         Raises:

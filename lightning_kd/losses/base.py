@@ -117,6 +117,11 @@ class DistillationLoss(nn.Module, ABC):
     #: Whether it compares the hidden states of student and teacher token by token, so that both must read the same.
     token_by_token: bool = False
 
+    @property
+    def masks_classes(self) -> bool:
+        """Whether it respects :attr:`LossInputs.class_masks`; asked before the first batch, where there are any."""
+        return True
+
     def build(self, student: PretrainedConfig, teacher: PretrainedConfig) -> None:
         """Check the loss against both models and make the parameters that it needs; called once, before training.
 

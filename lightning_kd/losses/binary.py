@@ -67,6 +67,10 @@ class SoftTargetBinaryKL(LogitLoss):
     def __init__(self, scale_by_t2: bool = True) -> None:
         super().__init__(scale_by_t2)  # neither a shift nor a temperature by example: both are about the one true label
 
+    @property
+    def masks_classes(self) -> bool:
+        return False  # the mean is over all classes
+
     def build(self, student: PretrainedConfig, teacher: PretrainedConfig) -> None:
         independent = student.problem_type == "multi_label_classification"
         if student.problem_type == "regression" or (student.num_labels == 1 and not independent):

@@ -121,6 +121,10 @@ class DIST(LogitLoss):
         self.beta = beta
         self.gamma = gamma
 
+    @property
+    def masks_classes(self) -> bool:
+        return False  # the correlations are over all classes
+
     def compare(
         self, student: Tensor, teacher: Tensor, mask: Tensor, temperature: float | Tensor, labels: Tensor | None
     ) -> Tensor:

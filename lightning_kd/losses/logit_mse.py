@@ -44,6 +44,10 @@ class LogitMSE(DistillationLoss):
         For regression, where there is no distribution. For classes, :class:`SoftTargetKL` is the first to try.
     """
 
+    @property
+    def masks_classes(self) -> bool:
+        return False  # the mean is over all classes
+
     def forward(self, inputs: LossInputs) -> Tensor:
         terms = [
             logit_mse(logits, inputs.teacher.logits[name], inputs.logit_masks[name])

@@ -103,6 +103,10 @@ class LogitStandardizationKL(LogitLoss):
         InputError: In :meth:`build` if there are fewer than 3 labels, and on a batch whose logits have fewer.
     """
 
+    @property
+    def masks_classes(self) -> bool:
+        return False  # the mean and the deviation are over all classes
+
     def build(self, student: PretrainedConfig, teacher: PretrainedConfig) -> None:
         super().build(student, teacher)
         if student.num_labels == 2 and student.problem_type is not None:  # 2 is also what a language model's is set to

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from lightning_kd._checks import InputError, check_positive, expected
-from lightning_kd.losses.base import DistillationLoss, comparable, masked_mean, shapes
+from lightning_kd.losses.base import DistillationLoss, comparable, floating, masked_mean, shapes
 from lightning_kd.outputs import LossInputs
 
 __all__ = [
@@ -25,6 +25,10 @@ __all__ = [
     "scaled_mean",
     "tempered",
 ]
+
+
+#: The logit of a class that cannot be: far below all others at every temperature, yet finite, so that 0 times it is 0.
+_NEVER = -1e18
 
 
 def kept_rows(student: Tensor, teacher: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -260,12 +264,19 @@ class LogitLoss(DistillationLoss):
                 "labels are independent (multi_label_classification). Use SoftTargetBinaryKL instead."
             )
 
+    @property
+    def masks_classes(self) -> bool:
+        return not isinstance(self.example_temperature, FLSW)  # the cosine of logits has no place for a mask
+
     def forward(self, inputs: LossInputs) -> Tensor:
         return torch.stack([self._term(name, inputs) for name in inputs.student.logits]).sum()
 
     def _term(self, name: str, inputs: LossInputs) -> Tensor:
         student, teacher = inputs.student.logits[name], inputs.teacher.logits[name]
         mask, labels = inputs.logit_masks[name], inputs.hard_labels.get(name)
+        if name in inputs.class_masks:
+            never = ~inputs.class_masks[name]
+            student, teacher = (logits.masked_fill(never, _NEVER) for logits in floating(student, teacher))
         temperature: float | Tensor = inputs.temperature
         if self.probability_shift:
             teacher = probability_shift(teacher, self._required(labels))

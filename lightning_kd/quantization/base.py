@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightning_kd._checks import InputError
 from lightning_kd.quantization.fake_quantize import Rounding
 
-__all__ = ["Forward", "Quantizer", "unreadable"]
+__all__ = ["Forward", "Quantizer", "logit_outputs", "named_logits", "unreadable"]
 
 #: A batch's tensors by name to logits by name, on the CPU.
 Forward = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
@@ -74,6 +75,17 @@ class Quantizer(ABC):
         Raises:
             InputError: If an extra of the package is missing, or the files are damaged or do not fit each other.
         """
+
+
+def logit_outputs(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[str]:
+    """The names of a model's outputs, in their order: ``logits``, or ``start_logits`` and ``end_logits``."""
+    with torch.no_grad():
+        return [name for name in model(**inputs) if name.endswith("logits")]
+
+
+def named_logits(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A model's outputs by the names that tasks have for them: ``logits``, or ``start`` and ``end``."""
+    return {name.removesuffix("_logits"): value for name, value in outputs.items() if name.endswith("logits")}
 
 
 def unreadable(path: Path) -> InputError:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
 from lightning_kd._checks import InputError
-from lightning_kd.quantization.base import Forward, Quantizer, unreadable
+from lightning_kd.quantization.base import Forward, Quantizer, named_logits, unreadable
 from lightning_kd.quantization.fake_quantize import Rounding
 
 __all__ = ["DynamicInt8"]
@@ -67,7 +67,7 @@ class DynamicInt8(Quantizer):
 
         def forward(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
             with torch.inference_mode():
-                return {"logits": model(**{name: value.contiguous() for name, value in inputs.items()}).logits}
+                return named_logits(model(**{name: value.contiguous() for name, value in inputs.items()}))
 
         return forward
 

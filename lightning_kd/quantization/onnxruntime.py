@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightning_kd._checks import InputError
-from lightning_kd.quantization.base import Forward, Quantizer, unreadable
+from lightning_kd.quantization.base import Forward, Quantizer, logit_outputs, named_logits, unreadable
 from lightning_kd.quantization.fake_quantize import Rounding
 
 __all__ = ["ONNXRuntimeInt8"]
@@ -85,28 +85,31 @@ class ONNXRuntimeInt8(Quantizer):
         except Exception as error:  # its classes have no base of their own
             raise unreadable(folder / cls.file_name) from error
         names = {port.name for port in session.get_inputs()}
+        outputs = [port.name for port in session.get_outputs() if port.name.endswith("logits")]
 
         def forward(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
             arrays = {name: value.numpy() for name, value in inputs.items() if name in names}
-            return {"logits": torch.from_numpy(session.run(["logits"], arrays)[0])}
+            found = zip(outputs, session.run(outputs, arrays), strict=True)
+            return named_logits({name: torch.from_numpy(values) for name, values in found})
 
         return forward
 
 
 def _export(model: PreTrainedModel, path: Path) -> None:
     """Write the float graph, batch and length open."""
-    traced = copy.deepcopy(model).eval()
-    traced.config.return_dict = False
     example = {name: torch.ones(2, 16, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
     if getattr(model.config, "type_vocab_size", 0) > 1:
         example["token_type_ids"] = torch.zeros(2, 16, dtype=torch.int64)
+    traced = copy.deepcopy(model).eval()
+    outputs = logit_outputs(traced, example)
+    traced.config.return_dict = False
     batch, length = torch.export.Dim("batch", min=1), torch.export.Dim("length", min=2)
     torch.onnx.export(
         traced,
         (),
         path,
         kwargs=example,
-        output_names=["logits"],
+        output_names=outputs,
         dynamic_shapes={name: {0: batch, 1: length} for name in example},
         dynamo=True,
         external_data=False,

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightning_kd._checks import InputError
-from lightning_kd.quantization.base import Forward, Quantizer, unreadable
+from lightning_kd.quantization.base import Forward, Quantizer, logit_outputs, named_logits, unreadable
 
 __all__ = ["OpenVINOInt8"]
 
@@ -56,11 +56,13 @@ class OpenVINOInt8(Quantizer):
         import nncf
 
         traced = copy.deepcopy(model).eval()
+        outputs = logit_outputs(traced, calibration[0])
         traced.config.return_dict = False
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # the tracer's remarks on transformers' own Python branches
             graph = openvino.convert_model(traced, example_input=dict(calibration[0]))
-        graph.outputs[0].get_tensor().set_names({"logits"})
+        for port, name in zip(graph.outputs, outputs, strict=False):  # logits come first
+            port.get_tensor().set_names({name})
         nncf_log = logging.getLogger("nncf")
         level = nncf_log.level
         nncf_log.setLevel(logging.ERROR)
@@ -90,10 +92,12 @@ class OpenVINOInt8(Quantizer):
             raise unreadable(folder / cls.file_name) from error
         request = compiled.create_infer_request()
         names = {name for port in compiled.inputs for name in port.get_names()}
+        outputs = [name for port in compiled.outputs for name in port.get_names() if name.endswith("logits")]
 
         def forward(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
             arrays = {name: value.numpy() for name, value in inputs.items() if name in names}
-            return {"logits": torch.from_numpy(request.infer(arrays, share_inputs=True)["logits"])}
+            found = request.infer(arrays, share_inputs=True)
+            return named_logits({name: torch.from_numpy(found[name]) for name in outputs})
 
         return forward
 

@@ -15,7 +15,10 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 __all__ = ["IGNORED", "Task"]
 
 #: What a batch may hold beside the model's inputs.
-_NOT_INPUTS = frozenset({"labels", "index", "words", "example", "texts", "spans", "teachers"})
+_NOT_INPUTS = frozenset(
+    {"labels", "index", "words", "example", "texts", "spans", "teachers"}
+    | {"char_starts", "char_ends", "ids", "contexts", "answers"}
+)
 
 #: The label of what is no example: padding, and all but the first sub-word of a word.
 IGNORED = -100
@@ -39,6 +42,13 @@ class Task(ABC):
     def configure(self, config: PretrainedConfig, label_names: Sequence[str] | None) -> None:
         """Write the labels into a model's configuration; ``None`` stands for regression."""
 
+    def with_config(self, config: PretrainedConfig) -> Task:
+        """The task as a model does it whose configuration says more about it."""
+        return self
+
+    def check(self, data: Any) -> None:  # noqa: B027  # most tasks take what their data module gives
+        """Refuse a data module whose rows the task cannot learn from, before the first batch."""
+
     @abstractmethod
     def logits(self, output: Any) -> dict[str, Tensor]:
         """A model's logits by name, from its output."""
@@ -46,6 +56,13 @@ class Task(ABC):
     @abstractmethod
     def logit_masks(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """By the logits' names: bool, True where a distribution counts."""
+
+    #: Whether there are :meth:`class_masks`.
+    masks_classes: ClassVar[bool] = False
+
+    def class_masks(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """By the logits' names: bool in the shape of the logits, False at classes that cannot be."""
+        return {}
 
     @abstractmethod
     def hard_labels(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -64,12 +81,8 @@ class Task(ABC):
         return []
 
     @abstractmethod
-    def predictions(self, logits: Mapping[str, Tensor]) -> Tensor:
-        """The label, or the score, that the logits stand for."""
-
-    def outcomes(self, logits: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """What is predicted and what is true, each ``(rows, ...)``, as the metrics compare them."""
-        return self.predictions(logits), batch["labels"]
+    def outcomes(self, logits: Mapping[str, Tensor], batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """What is predicted and what it is measured by, each ``(rows, ...)``, as the metrics take them."""
 
     @abstractmethod
     def records(

@@ -81,8 +81,12 @@ class SequenceClassification(Task):
         return MetricCollection({name: known[name]() for name in names}, compute_groups=False)
 
     def predictions(self, logits: Mapping[str, Tensor]) -> Tensor:
+        """The label, or the score, that the logits stand for, ``(rows,)``."""
         values = logits["logits"].float()
         return values[:, 0] if values.shape[1] == 1 else values.argmax(-1)
+
+    def outcomes(self, logits: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return self.predictions(logits), batch["labels"]
 
     def records(
         self, logits: Mapping[str, Tensor], batch: Mapping[str, Any], config: PretrainedConfig

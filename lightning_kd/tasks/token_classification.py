@@ -6,16 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast, get_args
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torchmetrics import Metric, MetricCollection
 from transformers import AutoModelForTokenClassification, PretrainedConfig, PreTrainedTokenizerBase
 
 from lightning_kd._checks import InputError, expected
 from lightning_kd.tasks.base import IGNORED, Task
+from lightning_kd.tasks.windows import all_windows
 from lightning_kd.tasks.words import WordEncoder, joined
 
 __all__ = ["EntityScore", "TokenClassification", "entities"]
@@ -164,11 +163,8 @@ class TokenClassification(Task):
     def detailed_metrics(self, label_names: Sequence[str] | None) -> list[str]:
         return [f"f1_{kind}" for kind in entity_types(label_names or [])]
 
-    def predictions(self, logits: Mapping[str, Tensor]) -> Tensor:
-        return logits["logits"].argmax(-1)
-
     def outcomes(self, logits: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        return by_word(self.predictions(logits), batch), by_word(batch["labels"], batch)
+        return by_word(logits["logits"].argmax(-1), batch), by_word(batch["labels"], batch)
 
     transfers_tokens: ClassVar[bool] = True
 
@@ -217,15 +213,8 @@ class TokenClassification(Task):
         rows, full_texts, spans = zip(*(_words_of(text, tokenizer) for text in texts), strict=True)
         max_length = min(tokenizer.model_max_length, _LONGEST)
         encoded = WordEncoder(tokenizer, max_length, stride=max_length // 4).encode(rows)
-        fill = {"input_ids": tokenizer.pad_token_id, "words": -1}
-        batch: dict[str, Any] = {}
-        for name, tokens in encoded.tokens.items():
-            windows = [torch.from_numpy(w).long() for w in np.split(tokens, encoded.offsets[1:-1])]
-            batch[name] = pad_sequence(windows, batch_first=True, padding_value=fill.get(name, 0))
-        lengths = torch.from_numpy(np.diff(encoded.offsets))
-        batch["attention_mask"] = (torch.arange(int(lengths.max())) < lengths.unsqueeze(1)).long()
-        batch["example"] = torch.from_numpy(np.repeat(np.arange(len(rows)), np.diff(encoded.windows)))
-        return {**batch, "index": torch.arange(len(rows)), "texts": list(full_texts), "spans": list(spans)}
+        batch = all_windows(encoded.tokens, encoded.offsets, encoded.windows, tokenizer.pad_token_id)
+        return {**batch, "texts": list(full_texts), "spans": list(spans)}
 
 
 def _words_of(text: str | Sequence[str], tokenizer: Any) -> tuple[list[str], str, list[tuple[int, int]]]:
