@@ -288,10 +288,10 @@ class DistillationModule(L.LightningModule):
 
     def _transferred(self, features: Features, own: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Features:
         """What a teacher gave that reads another vocabulary, where the student reads the same."""
-        logits = {name: self.task.transfer(values, own, batch) for name, values in features.logits.items()}
+        logits = {name: self.task.transfer(name, values, own, batch) for name, values in features.logits.items()}
         states = features.hidden_states
         if self.task.transfers_tokens:
-            states = {layer: self.task.transfer(values, own, batch) for layer, values in states.items()}
+            states = {layer: self.task.transfer("hidden_states", v, own, batch) for layer, v in states.items()}
         return Features(logits, states)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:

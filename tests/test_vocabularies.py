@@ -177,7 +177,9 @@ def _bpe(texts: list[str]) -> PreTrainedTokenizerBase:
     bpe.train_from_iterator(
         texts, trainers.BpeTrainer(vocab_size=400, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet)
     )
-    bpe.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    bpe.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
     names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     return PreTrainedTokenizerFast(tokenizer_object=bpe, **names)
 
@@ -221,7 +223,7 @@ def test_words_meet_whatever_the_tokens(
         row = of["example"].unsqueeze(1).expand_as(of["words"])
         return torch.where(at.unsqueeze(-1), torch.stack([row, of["words"]], -1), 1000).float()
 
-    found = TokenClassification().transfer(opinions(own), own, batch)
+    found = TokenClassification().transfer("logits", opinions(own), own, batch)
     expected = torch.where((batch["words"] >= 0).unsqueeze(-1), opinions(batch), 0)
     assert torch.equal(found, expected)
     seen = {tuple(pair.tolist()) for pair in found[batch["words"] >= 0].int()}

@@ -102,10 +102,11 @@ class Task(ABC):
     #: Whether :meth:`transfer` can carry hidden states over.
     transfers_tokens: ClassVar[bool] = False
 
-    def transfer(self, values: Tensor, own: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
+    def transfer(self, name: str, values: Tensor, own: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
         """A teacher's logits where the student reads the same, for a teacher that reads another vocabulary.
 
         Args:
+            name: The logits' name; ``hidden_states`` for those.
             values: One set of logits, or hidden states where ``transfers_tokens``, of the batch ``own``.
             own: The rows as the teacher reads them.
             batch: The same rows as the student reads them.

@@ -16,6 +16,7 @@ from lightning_kd._checks import InputError, expected
 from lightning_kd.tasks.answers import Scoring, answer_scores
 from lightning_kd.tasks.base import IGNORED, Task
 from lightning_kd.tasks.passages import PassageEncoder
+from lightning_kd.tasks.positions import carry_positions
 from lightning_kd.tasks.windows import all_windows
 
 __all__ = ["AnswerScore", "QuestionAnswering", "Spans", "answer_positions", "best_spans"]
@@ -192,11 +193,6 @@ class QuestionAnswering(Task):
                 f"{count:,} questions of the data have no answer, but the task answers every question: set "
                 "model.task.init_args.null_threshold to 0, or leave these questions out of the data."
             )
-        if others := getattr(data, "teacher_tokenizers", {}):
-            raise InputError(
-                f"The teacher {next(iter(others))!r} reads another vocabulary than the student, and QuestionAnswering "
-                "cannot carry its answers over: take a teacher with the student's tokenizer."
-            )
 
     def logits(self, output: Any) -> dict[str, Tensor]:
         return {"start": output.start_logits, "end": output.end_logits}
@@ -204,6 +200,10 @@ class QuestionAnswering(Task):
     def logit_masks(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         mask = torch.ones_like(batch["example"], dtype=torch.bool)
         return {"start": mask, "end": mask}
+
+    def transfer(self, name: str, values: Tensor, own: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
+        """Where the answer begins or ends for the teacher, at the tokens of the same characters for the student."""
+        return carry_positions(values, own, batch, last=name == "end")
 
     def class_masks(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         allowed = batch["char_ends"] >= 0

@@ -168,7 +168,7 @@ class TokenClassification(Task):
 
     transfers_tokens: ClassVar[bool] = True
 
-    def transfer(self, values: Tensor, own: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
+    def transfer(self, name: str, values: Tensor, own: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
         """What stands at a word's first sub-word for the teacher, at its first sub-word for the student."""
         words = batch["words"]
         at = words >= 0
