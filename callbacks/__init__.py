@@ -2,6 +2,7 @@
 
 from lightning_kd.callbacks.distillation_loss import DistillationLossCallback
 from lightning_kd.callbacks.export import StudentExport
+from lightning_kd.callbacks.null_threshold import NullThreshold
 from lightning_kd.callbacks.predictions import PredictionWriter
 from lightning_kd.callbacks.quantization import QuantizationCallback
 from lightning_kd.callbacks.report import CompressionReport
@@ -11,6 +12,7 @@ __all__ = [
     "CompressionReport",
     "DistillationLossCallback",
     "LossWeightSchedule",
+    "NullThreshold",
     "PredictionWriter",
     "QuantizationCallback",
     "StudentExport",
