@@ -5,5 +5,13 @@ from lightning_kd.datamodules.glue import GLUEDataModule
 from lightning_kd.datamodules.ner import NERDataModule
 from lightning_kd.datamodules.qa import QADataModule
 from lightning_kd.datamodules.synthetic import SyntheticDataModule
+from lightning_kd.datamodules.text import TextDataModule
 
-__all__ = ["GLUEDataModule", "NERDataModule", "QADataModule", "SyntheticDataModule", "TransformerDataModule"]
+__all__ = [
+    "GLUEDataModule",
+    "NERDataModule",
+    "QADataModule",
+    "SyntheticDataModule",
+    "TextDataModule",
+    "TransformerDataModule",
+]

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lightning_kd._checks import InputError, expected
+from lightning_kd._checks import InputError, expected, nearest
 from lightning_kd.datamodules.batching import BucketBatchSampler, Collator, TokenizedRows
+from lightning_kd.datamodules.holdout import hold_out
 from lightning_kd.models import check_folder
 
 __all__ = ["TransformerDataModule"]
@@ -52,6 +53,12 @@ class TransformerDataModule(L.LightningDataModule):
     #: The splits of the data set that are validated on, one for each of ``evaluation_names``.
     validation_splits: Sequence[str] = ("validation",)
     label_column: str = "label"
+    #: Whether a row has several labels or none: ``(rows, labels)`` of 0 and 1.
+    multi_label: bool = False
+    #: Training rows without a label, for the teacher to teach on; they stand behind the others.
+    num_unlabelled: int = 0
+    #: Whether ``label_names`` is known; rows to predict on may have no labels at all.
+    has_labels: bool = False
 
     def __init__(
         self,
@@ -127,11 +134,18 @@ class TransformerDataModule(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         if self.tokenizer is None:
             self.tokenizer = self.load_tokenizer()
+        if not self.has_labels and (stage != "predict" or self._finds_labels()):
             self.label_names = self._read_label_names()
+            self.has_labels = True
         if stage == "fit":
             self._load_teacher_tokenizers()
             train, kept, _ = self._split_train()
             self._add("train", train, kept)
+            if unlabelled := int((kept >= len(train) - self.num_unlabelled).sum()):
+                rank_zero_info(
+                    f"{unlabelled:,} of {len(kept):,} training rows have no label: the student learns from the "
+                    "teacher alone on them"
+                )
             self._add_test(required=False)
         if stage in ("fit", "validate"):
             for split in self.validation_splits:
@@ -175,10 +189,15 @@ class TransformerDataModule(L.LightningDataModule):
         return min(rows[self.label_column], default=-1) >= 0
 
     def _predict_split(self) -> str:
-        return "test" if self.load_split("test") is not None else self.validation_splits[0]
+        splits = ("test", *self.validation_splits)
+        return next((split for split in splits if self.load_split(split) is not None), "train")
 
     def _name(self) -> str:
         return type(self).__name__
+
+    def _finds_labels(self) -> bool:
+        splits = (self.load_split(split) for split in (*self.validation_splits, "train"))
+        return any(rows is not None and self.label_column in rows.column_names for rows in splits)
 
     def _read_label_names(self) -> list[str] | None:
         for split in (*self.validation_splits, "train"):
@@ -191,11 +210,11 @@ class TransformerDataModule(L.LightningDataModule):
         raise InputError(f"{self._name()} has neither a train nor a validation split.")
 
     def _check_columns(self, rows: Dataset, split: str) -> None:
-        for column in (*self.text_columns, self.label_column):
+        for column in (*self.text_columns, *([] if split == "predict" else [self.label_column])):
             if column not in rows.column_names:
                 raise InputError(
-                    f"Expected {self._name()} to have a column {column!r}, "
-                    f"but its {split} split has {', '.join(rows.column_names)}."
+                    f"Expected {self._name()} to have a column {column!r}, but its {split} split has "
+                    f"{', '.join(rows.column_names)}. {nearest(column, rows.column_names)}".strip()
                 )
 
     def _split_train(self) -> tuple[Dataset, NDArray[np.int64], NDArray[np.int64]]:
@@ -209,18 +228,10 @@ class TransformerDataModule(L.LightningDataModule):
         return self._train
 
     def _hold_out(self, rows: Dataset) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        order = np.random.default_rng(self.holdout_seed).permutation(len(rows))
-        if self.holdout_size >= len(rows):
-            raise expected("holdout_size", f"below the {len(rows):,} rows of the training split", self.holdout_size)
-        held_out, kept = np.sort(order[: self.holdout_size]), order[self.holdout_size :]
-        if self.holdout_size:
-            columns = (map(_hashable, rows[column]) for column in self.text_columns)
-            texts = list(zip(*columns, strict=True))
-            taken = {texts[i] for i in held_out}
-            before = len(kept)
-            kept = np.asarray([i for i in kept if texts[i] not in taken], dtype=np.int64)
-            if len(kept) < before:
-                rank_zero_info(f"{before - len(kept):,} training rows equal a held-out row and are left out")
+        labelled = len(rows) - self.num_unlabelled
+        kept, held_out = hold_out(
+            rows, self.text_columns, self.holdout_size, self.holdout_seed, labelled, "holdout_size"
+        )
         if self.max_train_rows is not None:
             kept = np.random.default_rng(self.seed).permutation(kept)[: self.max_train_rows]
         return np.sort(kept), held_out
@@ -263,11 +274,14 @@ class TransformerDataModule(L.LightningDataModule):
         tokens = {"input_ids": _concatenate(ids)}
         if types:
             tokens["token_type_ids"] = _concatenate(types)
-        labels: Any = np.asarray(list(chosen[self.label_column]))
+        labels: Any = None
+        if self.label_column in chosen.column_names:
+            is_float = self.label_names is None or self.multi_label
+            labels = np.asarray(list(chosen[self.label_column])).astype(np.float32 if is_float else np.int64)
         return TokenizedRows(
             tokens=tokens,
             offsets=np.cumsum([0, *(len(row) for row in ids)], dtype=np.int64),
-            labels=labels.astype(np.float32 if self.label_names is None else np.int64),
+            labels=labels,
             index=numbers,
             truncated=truncated,
         )
@@ -338,10 +352,6 @@ class TransformerDataModule(L.LightningDataModule):
         """The data in a few words, as reports name it."""
         held_out = f"; test: {self.holdout_size:,} rows held out of train, seed {self.holdout_seed}"
         return self._name() + (held_out if self.holdout_size else "")
-
-
-def _hashable(text: str | list[str]) -> str | tuple[str, ...]:
-    return text if isinstance(text, str) else tuple(text)
 
 
 def _concatenate(rows: list[list[int]]) -> NDArray[np.int32]:

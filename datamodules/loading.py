@@ -1,4 +1,4 @@
-"""Data sets of the Hub and of local folders in the same layout."""
+"""Data sets of the Hub, of local folders in the same layout, and of files of one's own."""
 
 from __future__ import annotations
 
@@ -8,21 +8,28 @@ from pathlib import Path
 from datasets import DatasetDict, load_dataset, load_dataset_builder
 
 from lightning_kd._checks import expected
+from lightning_kd.datamodules.files import find_files, read_files
 
 __all__ = ["load_data"]
 
 
-@cache
 def load_data(path: str, name: str | None = None) -> DatasetDict:
     """All splits of a data set.
 
     Args:
-        path: Hub name or local folder with Parquet files.
+        path: Hub name, local folder in the Hub's layout, CSV, JSON Lines or Parquet file, or a folder with such files
+            for each split.
         name: The configuration, where there are several.
 
     Raises:
         InputError: If it cannot be loaded.
     """
+    files = find_files(path) if name is None else {}
+    return read_files(files) if files else _load(path, name)
+
+
+@cache
+def _load(path: str, name: str | None) -> DatasetDict:
     try:
         if not Path(path).is_dir():
             return load_dataset(path, name)

@@ -113,8 +113,10 @@ class NERDataModule(TransformerDataModule):
 
     def _tokenize(self, rows: Dataset, numbers: NDArray[np.int64], tokenizer: PreTrainedTokenizerBase) -> TokenizedRows:
         chosen = rows if len(numbers) == len(rows) else rows.select(numbers)
-        words, tags = list(chosen[self.text_columns[0]]), list(chosen[self.label_column])
-        for number, one, other in zip(numbers, words, tags, strict=True):
+        words = list(chosen[self.text_columns[0]])
+        has_tags = self.label_column in chosen.column_names  # or they are to be predicted
+        tags = list(chosen[self.label_column]) if has_tags else []
+        for number, one, other in zip(numbers if has_tags else [], words, tags, strict=False):
             if len(one) != len(other):
                 raise InputError(
                     f"Row {number} of {self._name()} has {len(one)} words but {len(other)} tags: mend or drop it."
@@ -125,9 +127,11 @@ class NERDataModule(TransformerDataModule):
                 f"{encoded.split_rows:,} of {len(words):,} sentences are longer than {self.max_length} tokens and are "
                 "read in windows; no word is left out"
             )
-        labels = encoded.spread([np.asarray(row, dtype=np.int64) for row in tags])
+        tokens = dict(encoded.tokens)
+        if has_tags:
+            tokens["labels"] = encoded.spread([np.asarray(row, dtype=np.int64) for row in tags])
         return TokenizedRows(
-            tokens={**encoded.tokens, "labels": labels},
+            tokens=tokens,
             offsets=encoded.offsets,
             index=numbers,
             windows=encoded.windows,

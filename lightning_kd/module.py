@@ -146,6 +146,8 @@ class DistillationModule(L.LightningModule):
         if stage == "fit":
             self._build_losses_and_teachers()
             self.model.train()  # from_pretrained leaves it in eval mode, and the trainer does not touch it
+        if stage == "predict":
+            return
         label_names = _names(self.model.config)
         names = list(self._data("metric_names", ["accuracy"]))
         if stage in ("validate", "test"):
@@ -159,8 +161,11 @@ class DistillationModule(L.LightningModule):
         return getattr(self.trainer.datamodule, attribute, default)  # type: ignore[attr-defined]  # set by the trainer
 
     def _build_student(self) -> None:
-        has_data = hasattr(getattr(self.trainer, "datamodule", None), "label_names")
+        data = getattr(self.trainer, "datamodule", None)
+        has_data = getattr(data, "has_labels", hasattr(data, "label_names"))
         label_names = self._data("label_names", None)
+        if has_data:
+            _check_task(self.task, self._data("multi_label", False))
         if self.student is not None:
             if has_data:
                 _check_labels("the student", self.student.config, label_names)
@@ -187,6 +192,12 @@ class DistillationModule(L.LightningModule):
         if self.losses and not self.teacher_sources:
             raise InputError(
                 f"The losses {', '.join(self.losses)} need a teacher, but there is none: add one to `teachers`."
+            )
+        unlabelled = self._data("num_unlabelled", 0)
+        if unlabelled and not self.teacher_sources:
+            raise InputError(
+                f"{unlabelled:,} training rows have no label, and there is no teacher to learn from on them: add one "
+                "to `teachers`, or leave these rows out."
             )
         if self.teacher_sources and not self.losses:
             raise InputError(
@@ -393,7 +404,7 @@ class DistillationModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "student_config" not in checkpoint:
             raise InputError("This checkpoint is not a DistillationModule's: it has no student configuration.")
-        if self.student is None:  # load_from_checkpoint: nothing but the file is needed
+        if self.student is None or self.trainer.predicting:  # nothing but the file is needed: data may have no labels
             config = AutoConfig.for_model(**checkpoint["student_config"])
             self.student = self.task.auto_class.from_config(config)
         if not self._teachers:  # not fitting: projections of losses have no place and no use
@@ -415,6 +426,18 @@ def _names(config: PretrainedConfig) -> list[str] | None:
 
 def _in_brackets(names: list[str] | None) -> str:
     return f" ({', '.join(names)})" if names else ""
+
+
+def _check_task(task: Task, multi_label: bool) -> None:
+    """Refuse a task for one label a row where the data have several, and the other way round."""
+    if task.multi_label != multi_label:
+        rows, kind = (
+            ("several labels", "MultiLabelClassification") if multi_label else ("one", "SequenceClassification")
+        )
+        raise InputError(
+            f"Each row of the data has {rows}, but the task is {type(task).__name__}: set model.task.class_path to "
+            f"lightning_kd.tasks.{kind}."
+        )
 
 
 def _check_labels(who: str, config: PretrainedConfig, label_names: list[str] | None) -> None:

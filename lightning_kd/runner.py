@@ -13,7 +13,13 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from lightning_kd._checks import InputError, expected
 from lightning_kd.models import ModelSource, load_trained
 from lightning_kd.quantization import DynamicInt8, Forward, ONNXRuntimeInt8, OpenVINOInt8, Quantizer
-from lightning_kd.tasks import QuestionAnswering, SequenceClassification, Task, TokenClassification
+from lightning_kd.tasks import (
+    MultiLabelClassification,
+    QuestionAnswering,
+    SequenceClassification,
+    Task,
+    TokenClassification,
+)
 
 __all__ = ["Runner", "forward_of", "weight_bytes"]
 
@@ -68,9 +74,7 @@ class Runner:
             raise expected("folder", "a folder with a configuration and a tokenizer", str(folder)) from error
         if not any((folder / file).is_file() for file in tokenizer.vocab_files_names.values()):
             raise expected("folder", "a folder with a tokenizer", str(folder))  # or transformers makes up an empty one
-        head = (config.architectures or [""])[0]
-        task = next((task for end, task in _TASKS.items() if head.endswith(end)), SequenceClassification())
-        task = task.with_config(config)
+        task = _task_of(config)
         quantizer = next((kind for kind in _QUANTIZERS if (folder / kind.file_name).is_file()), None)
         if quantizer is not None:
             forward = quantizer.open(folder, threads)
@@ -81,8 +85,9 @@ class Runner:
     def predict(self, texts: Sequence[str | tuple[str, str] | list[str]], batch_size: int = 32) -> list[dict[str, Any]]:
         """One record a text.
 
-        ``{"label": ..., "score": ...}``; for regression only a score; for tags ``{"entities": [...]}``, each with its
-        place in the text; for answers ``{"answer": ..., "start": ..., "end": ..., "score": ..., "null_score": ...}``.
+        ``{"label": ..., "score": ...}``; for regression only a score; for independent labels ``{"labels": [...]}``,
+        those above 0.5; for tags ``{"entities": [...]}``, each with its place in the text; for answers
+        ``{"answer": ..., "start": ..., "end": ..., "score": ..., "null_score": ...}``.
 
         Args:
             texts: Texts or pairs of texts; for tags texts or lists of words; for answers pairs (question, passage).
@@ -99,6 +104,14 @@ class Runner:
             batch = self.task.encode(part, self.tokenizer)
             records += self.task.records(self.forward(self.task.model_inputs(batch)), batch, self.config)
         return records
+
+
+def _task_of(config: PretrainedConfig) -> Task:
+    head = (config.architectures or [""])[0]
+    if head.endswith("ForSequenceClassification") and config.problem_type == "multi_label_classification":
+        return MultiLabelClassification()
+    task = next((task for end, task in _TASKS.items() if head.endswith(end)), SequenceClassification())
+    return task.with_config(config)
 
 
 def forward_of(model: PreTrainedModel, task: Task) -> Forward:

@@ -1,8 +1,9 @@
 """Tasks: what differs between classifying texts, tagging tokens and answering questions."""
 
 from lightning_kd.tasks.base import Task
+from lightning_kd.tasks.multi_label_classification import MultiLabelClassification
 from lightning_kd.tasks.question_answering import QuestionAnswering
 from lightning_kd.tasks.sequence_classification import SequenceClassification
 from lightning_kd.tasks.token_classification import TokenClassification
 
-__all__ = ["QuestionAnswering", "SequenceClassification", "Task", "TokenClassification"]
+__all__ = ["MultiLabelClassification", "QuestionAnswering", "SequenceClassification", "Task", "TokenClassification"]

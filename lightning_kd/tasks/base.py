@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-__all__ = ["IGNORED", "Task"]
+__all__ = ["IGNORED", "Task", "labelled_mean"]
 
 #: What a batch may hold beside the model's inputs.
 _NOT_INPUTS = frozenset(
@@ -20,8 +20,19 @@ _NOT_INPUTS = frozenset(
     | {"char_starts", "char_ends", "ids", "contexts", "answers"}
 )
 
-#: The label of what is no example: padding, and all but the first sub-word of a word.
+#: The label of what is no example: padding, all but the first sub-word of a word, a text without a label.
 IGNORED = -100
+
+
+def labelled_mean(losses: Tensor, labelled: Tensor) -> Tensor:
+    """Mean over the rows that have a label; 0, with a gradient path, if none has.
+
+    Args:
+        losses: ``(rows, ...)``, finite.
+        labelled: ``(rows,)`` bool.
+    """
+    each = losses.reshape(len(losses), -1).mean(-1)
+    return (each * labelled).sum() / labelled.sum().clamp(min=1)
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,8 @@ class Task(ABC):
 
     #: The transformers auto class that loads a model with the task's head.
     auto_class: ClassVar[Any]
+    #: Whether a row has several labels or none.
+    multi_label: ClassVar[bool] = False
 
     def model_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of a batch that go into a model."""
@@ -66,11 +79,11 @@ class Task(ABC):
 
     @abstractmethod
     def hard_labels(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """By the logits' names: the true class, int64 in the shape of the logits' mask; nothing for regression."""
+        """By the logits' names: the true class, int64 in the shape of the logits' mask; nothing where there is none."""
 
     @abstractmethod
     def hard_label_loss(self, logits: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
-        """The supervised loss, a float32 scalar, mean over the batch."""
+        """The supervised loss, a float32 scalar, mean over what has a label in the batch."""
 
     @abstractmethod
     def metrics(self, names: Sequence[str], label_names: Sequence[str] | None) -> MetricCollection:

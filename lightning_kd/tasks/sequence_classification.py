@@ -14,7 +14,7 @@ from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy, Multi
 from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
 from lightning_kd._checks import expected
-from lightning_kd.tasks.base import Task
+from lightning_kd.tasks.base import IGNORED, Task, labelled_mean
 
 __all__ = ["MatthewsCorrCoef", "SequenceClassification"]
 
@@ -63,22 +63,25 @@ class SequenceClassification(Task):
 
     def hard_label_loss(self, logits: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
         values, labels = logits["logits"].float(), batch["labels"]
-        return F.mse_loss(values[:, 0], labels) if labels.is_floating_point() else F.cross_entropy(values, labels)
+        if labels.is_floating_point():
+            return labelled_mean((values[:, 0] - labels.nan_to_num()).square(), ~labels.isnan())
+        return labelled_mean(F.cross_entropy(values, labels, ignore_index=IGNORED, reduction="none"), labels != IGNORED)
 
     def metrics(self, names: Sequence[str], label_names: Sequence[str] | None) -> MetricCollection:
-        num_outputs = len(label_names or [None])
-        known: dict[str, Callable[[], Metric]] = {"pearson": PearsonCorrCoef, "spearman": SpearmanCorrCoef}
-        if num_outputs > 1:
-            known = {
-                "accuracy": lambda: MulticlassAccuracy(num_outputs, average="micro"),
-                "matthews": lambda: MatthewsCorrCoef(num_outputs),
-            }
-            if num_outputs == 2:
-                known["f1"] = BinaryF1Score
+        known = self._known_metrics(len(label_names or [None]))
         unknown = [name for name in names if name not in known]
         if unknown:
             raise expected("metric_names", f"among {', '.join(sorted(known))}", ", ".join(unknown))
         return MetricCollection({name: known[name]() for name in names}, compute_groups=False)
+
+    def _known_metrics(self, num_outputs: int) -> dict[str, Callable[[], Metric]]:
+        if num_outputs == 1:
+            return {"pearson": PearsonCorrCoef, "spearman": SpearmanCorrCoef}
+        known: dict[str, Callable[[], Metric]] = {
+            "accuracy": lambda: MulticlassAccuracy(num_outputs, average="micro"),
+            "matthews": lambda: MatthewsCorrCoef(num_outputs),
+        }
+        return known | {"f1": BinaryF1Score} if num_outputs == 2 else known
 
     def predictions(self, logits: Mapping[str, Tensor]) -> Tensor:
         """The label, or the score, that the logits stand for, ``(rows,)``."""
