@@ -150,6 +150,16 @@ def dist_loss(
     return beta * inter / len(q) + gamma * (sum(squares) / len(squares)) * intra / labels
 
 
+def logit_correlation(student: Rows, teacher: Rows, mask: Mask, labels: int) -> float:
+    """The mean over the columns of 1 - rho among the kept rows."""
+    s, t = ([row for row, keep in zip(rows, mask, strict=True) if keep] for rows in (student, teacher))
+    total = 0.0
+    for c in range(labels if s else 0):
+        rho = _pearson([row[c] for row in s], [row[c] for row in t])
+        total += 0.0 if rho is None else 1 - rho
+    return total / labels
+
+
 def standardize(logits: Row) -> list[float]:
     """Sun et al. 2024, as in the authors' code: (l - mean) / (sample deviation + 1e-7)."""
     mean = sum(logits) / len(logits)

@@ -14,7 +14,7 @@ from lightning_kd.losses.binary import SoftTargetBinaryKL, soft_target_binary_kl
 from lightning_kd.losses.cka import LinearCKA, cka_distance
 from lightning_kd.losses.contrastive import CRD, crd_loss
 from lightning_kd.losses.decoupled import DecoupledKD, decoupled_kd
-from lightning_kd.losses.dist import DIST, dist_loss
+from lightning_kd.losses.dist import DIST, LogitCorrelation, dist_loss, logit_correlation
 from lightning_kd.losses.divergences import (
     JensenShannon,
     ReverseKL,
@@ -67,6 +67,7 @@ __all__ = [
     "LayerMap",
     "LayerPairMatch",
     "LinearCKA",
+    "LogitCorrelation",
     "LogitMSE",
     "LogitStandardizationKL",
     "MiniLM",
@@ -94,6 +95,7 @@ __all__ = [
     "hidden_state_cosine",
     "hidden_state_mse",
     "jensen_shannon",
+    "logit_correlation",
     "logit_mse",
     "logit_standardization_kl",
     "nst",

@@ -7,9 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_kd._checks import check_range
-from lightning_kd.losses.logits import ExampleTemperature, LogitLoss, scaled_mean, tempered
+from lightning_kd.losses.base import DistillationLoss
+from lightning_kd.losses.logits import ExampleTemperature, LogitLoss, kept_rows, scaled_mean, tempered
+from lightning_kd.outputs import LossInputs
 
-__all__ = ["DIST", "dist_loss"]
+__all__ = ["DIST", "LogitCorrelation", "dist_loss", "logit_correlation"]
 
 
 def dist_loss(
@@ -56,12 +58,42 @@ def dist_loss(
     check_range("gamma", gamma, 0)
     student, teacher = tempered(student, teacher, mask, temperature)
     q, p = F.softmax(student, dim=-1), F.softmax(teacher, dim=-1)
-    num_labels = q.shape[-1]
     inter = _one_minus_correlation(q, p, torch.ones_like(mask).unsqueeze(-1))
-    columns = (mask.reshape(-1, 1), q.reshape(-1, num_labels), p.reshape(-1, num_labels))
-    rows, q, p = (values.transpose(0, 1) for values in columns)
-    intra = _one_minus_correlation(q, p, rows).mean()
-    return scaled_mean(beta * inter + gamma * intra, mask, temperature, scale)
+    return scaled_mean(beta * inter + gamma * _intra(q, p, mask), mask, temperature, scale)
+
+
+def logit_correlation(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    r"""One minus the correlation of each logit between the rows of a batch (after Huang et al. 2022, arXiv 2205.10536).
+
+    .. math:: \frac{1}{C} \sum_c (1 - \rho(s_{M,c}, t_{M,c}))
+
+    with :math:`\rho` Pearson's correlation. Where a logit does not vary there is none: its term is 0, without gradient.
+
+    Args:
+        student: Logits ``(..., C)``; scores are ``(B, 1)``.
+        teacher: Logits, the same shape.
+        mask: Bool ``(...)``, True at the rows to compare.
+
+    Returns:
+        Mean over the logits, from 0 to 2, no unit; float32 (float64 for float64 input).
+
+    Raises:
+        InputError: If the shapes differ.
+
+    Example:
+        >>> teacher = torch.tensor([[0.0], [2.0], [5.0]])
+        >>> keep = torch.tensor([True, True, True])
+        >>> [round(logit_correlation(scores, teacher, keep).item(), 4) for scores in (1 + 2 * teacher, -teacher)]
+        [0.0, 2.0]
+    """
+    return _intra(*kept_rows(student, teacher, mask), mask)
+
+
+def _intra(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """One minus the correlation within each column, among the kept rows; mean over the columns."""
+    columns = (mask.unsqueeze(-1), student, teacher)
+    rows, student, teacher = (values.reshape(-1, values.shape[-1]).transpose(0, 1) for values in columns)
+    return _one_minus_correlation(student, teacher, rows).mean()
 
 
 def _one_minus_correlation(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
@@ -129,3 +161,23 @@ class DIST(LogitLoss):
         self, student: Tensor, teacher: Tensor, mask: Tensor, temperature: float | Tensor, labels: Tensor | None
     ) -> Tensor:
         return dist_loss(student, teacher, mask, temperature, self.beta, self.gamma, self.scale_by_t2)
+
+
+class LogitCorrelation(DistillationLoss):
+    """One minus Pearson's correlation of scores between a batch's texts (after Huang et al. 2022, arXiv 2205.10536).
+
+    The second term of :class:`DIST`, on raw logits in the place of probabilities, so that it works on the one score of
+    a regression. It sees neither shift nor scale, and the temperature has no part in it. With several devices each
+    compares the texts of its own part of the batch.
+
+    Relations:
+        For regression that is measured by a correlation, as similarity is, beside :class:`LogitMSE` or the hard labels,
+        which hold the scale. For classes, :class:`DIST`.
+    """
+
+    def forward(self, inputs: LossInputs) -> Tensor:
+        terms = [
+            logit_correlation(logits, inputs.teacher.logits[name], inputs.logit_masks[name])
+            for name, logits in inputs.student.logits.items()
+        ]
+        return torch.stack(terms).sum()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -62,7 +62,7 @@ class MultiLabelClassification(SequenceClassification):
     def records(
         self, logits: Mapping[str, Tensor], batch: Mapping[str, Any], config: PretrainedConfig
     ) -> list[dict[str, Any]]:
-        names = config.id2label or {}
+        names = cast(dict[int, str], config.id2label or {})
         records = []
         for scores in logits["logits"].float().sigmoid().tolist():
             found = [{"label": names[i], "score": score} for i, score in enumerate(scores) if score > 0.5]

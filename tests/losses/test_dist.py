@@ -1,4 +1,4 @@
-"""DIST against a plain loop, numpy, and the claims of its docstring."""
+"""DIST and the correlation of scores against a plain loop, numpy, and the claims of their docstrings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 import references_logits as references
 from lightning_kd import InputError
-from lightning_kd.losses.dist import DIST, dist_loss
+from lightning_kd.losses.dist import DIST, LogitCorrelation, dist_loss, logit_correlation
 
 at_two = partial(dist_loss, temperature=2.0)
 
@@ -154,3 +154,80 @@ def test_class_passes_its_options_on(loss_inputs: Callable[..., Any], scale_by_t
     expected = references.dist_loss(student.tolist(), teacher.tolist(), [True] * 5, [4.0] * 5, 0.5, 3.0, 3)
     value = DIST(0.5, 3.0, scale_by_t2)(loss_inputs(student, teacher, temperature=4.0))
     assert value.item() == pytest.approx(expected if scale_by_t2 else expected / 16, rel=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------- scores
+
+
+@given(
+    shape=st.lists(st.integers(1, 4), min_size=1, max_size=2),
+    labels=st.integers(1, 3),
+    keep=st.floats(0, 1),
+    seed=st.integers(0, 2**32),
+)
+def test_correlation_equals_plain_loop(shape: list[int], labels: int, keep: float, seed: int) -> None:
+    """Stops a masked row in the mean or in the deviation, and a sum over outputs in the place of the mean."""
+    student, teacher = logits(*shape, labels, seed=seed), logits(*shape, labels, seed=seed + 1)
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < keep
+    rows = (student.view(-1, labels).tolist(), teacher.view(-1, labels).tolist(), mask.view(-1).tolist())
+    value = logit_correlation(student, teacher, mask).item()
+    assert value == pytest.approx(references.logit_correlation(*rows, labels), rel=1e-6, abs=1e-6)
+
+
+def test_correlation_of_scores_equals_numpy() -> None:
+    """Stops a softmax over the one score of a regression, after which all texts are the same."""
+    student, teacher = logits(9, 1), logits(9, 1, seed=1)
+    expected = 1 - np.corrcoef(student[:, 0], teacher[:, 0])[0, 1]
+    value = logit_correlation(student, teacher, torch.ones(9, dtype=torch.bool))
+    assert value.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_correlation_sees_neither_shift_nor_scale() -> None:
+    """Stops a covariance, which a student lowers by larger scores."""
+    student, teacher, mask = logits(9, 1), logits(9, 1, seed=1), torch.ones(9, dtype=torch.bool)
+    value = logit_correlation(student, teacher, mask).item()
+    assert logit_correlation(3 * student + 7, 0.1 * teacher - 2, mask).item() == pytest.approx(value, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        "zero_for_equals",
+        "ignores_masked",
+        "zero_when_all_masked",
+        "no_gradient_to_teacher",
+        "refuses_other_shapes",
+        "gradient_is_right",
+    ],
+)
+def test_correlation_contract(contract: Any, check: str) -> None:
+    """Stops padding in the mean, the NaN of an empty mean, a teacher that moves, and a broadcast over the batch."""
+    getattr(contract, check)(logit_correlation)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_correlation_float32_from_half(contract: Any, dtype: torch.dtype) -> None:
+    """Stops sums of squares in half precision."""
+    contract.float32_from_half(logit_correlation, dtype)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_correlation_class_has_no_temperature(
+    contract: Any, loss_inputs: Callable[..., Any], temperature: float
+) -> None:
+    """Stops a schedule from rescaling it, a mask that is not passed on, and a second set of logits left out."""
+    inputs = loss_inputs(contract.student, contract.teacher, contract.mask, temperature=temperature)
+    expected = logit_correlation(contract.student, contract.teacher, contract.mask).item()
+    assert LogitCorrelation()(inputs).item() == pytest.approx(expected, rel=1e-12)
+    for by_name in (inputs.student.logits, inputs.teacher.logits, inputs.logit_masks):
+        by_name["second"] = by_name["logits"]
+    assert LogitCorrelation()(inputs).item() == pytest.approx(2 * expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_correlation_of_equal_scores_is_no_nan(rows: int) -> None:
+    """Stops 0 / 0 in a last batch of one row, and where a student begins with one score for all texts."""
+    student = torch.full((rows, 1), 2.5, requires_grad=True)
+    value = logit_correlation(student, torch.randn(rows, 1), torch.ones(rows, dtype=torch.bool))
+    value.backward()
+    assert value.item() == 0 and student.grad is not None and not student.grad.any()

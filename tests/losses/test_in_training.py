@@ -31,6 +31,7 @@ MAKERS: dict[str, Callable[[], DistillationLoss]] = {
     "HiddenStateMSE": lambda: losses.HiddenStateMSE(EVERY),
     "JensenShannon": losses.JensenShannon,
     "LinearCKA": lambda: losses.LinearCKA(EVERY),
+    "LogitCorrelation": losses.LogitCorrelation,
     "LogitMSE": losses.LogitMSE,
     "LogitStandardizationKL": losses.LogitStandardizationKL,
     "MiniLM": losses.MiniLM,
@@ -48,7 +49,7 @@ MAKERS: dict[str, Callable[[], DistillationLoss]] = {
     "SoftTargetKL": losses.SoftTargetKL,
 }
 SAME_HEADS = ("MiniLM",)
-#: Refuses a task in which one label is true, and there is no other yet; its own tests train nothing.
+#: Refuses a task in which one label is true; tests/tasks/test_multi_label_classification.py trains with it.
 WITHOUT_A_TASK = {"SoftTargetBinaryKL"}
 
 
