@@ -3,7 +3,7 @@
 from lightning_kd.callbacks.distillation_loss import DistillationLossCallback
 from lightning_kd.callbacks.export import StudentExport
 from lightning_kd.callbacks.null_threshold import NullThreshold
-from lightning_kd.callbacks.predictions import PredictionWriter
+from lightning_kd.callbacks.predictions import GLUESubmission, PredictionWriter
 from lightning_kd.callbacks.quantization import QuantizationCallback
 from lightning_kd.callbacks.report import CompressionReport
 from lightning_kd.callbacks.schedules import LossWeightSchedule, TemperatureSchedule
@@ -11,6 +11,7 @@ from lightning_kd.callbacks.schedules import LossWeightSchedule, TemperatureSche
 __all__ = [
     "CompressionReport",
     "DistillationLossCallback",
+    "GLUESubmission",
     "LossWeightSchedule",
     "NullThreshold",
     "PredictionWriter",
