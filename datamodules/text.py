@@ -116,8 +116,14 @@ class TextDataModule(TransformerDataModule):
 
     def prepare_data(self) -> None:
         load_data(self.path, self.name)
-        if self.unlabelled_path is not None:
-            load_data(self.unlabelled_path)
+
+    def setup(self, stage: str) -> None:
+        if stage in ("fit", "validate") and self.load_split("validation") is None:
+            raise InputError(
+                f"{self._name()} has no validation split: add one, or set data.validation_size to the number of "
+                "rows to take out of the training split for it."
+            )
+        super().setup(stage)
 
     def load_split(self, split: str) -> Dataset | None:
         if split == "predict":

@@ -197,7 +197,7 @@ class DistillationModule(L.LightningModule):
         if unlabelled and not self.teacher_sources:
             raise InputError(
                 f"{unlabelled:,} training rows have no label, and there is no teacher to learn from on them: add one "
-                "to `teachers`, or leave these rows out."
+                "to `teachers`, or leave these rows out of the training file."
             )
         if self.teacher_sources and not self.losses:
             raise InputError(
@@ -431,11 +431,10 @@ def _in_brackets(names: list[str] | None) -> str:
 def _check_task(task: Task, multi_label: bool) -> None:
     """Refuse a task for one label a row where the data have several, and the other way round."""
     if task.multi_label != multi_label:
-        rows, kind = (
-            ("several labels", "MultiLabelClassification") if multi_label else ("one", "SequenceClassification")
-        )
+        labels = "any number of labels" if multi_label else "one label"
+        kind = "MultiLabelClassification" if multi_label else "SequenceClassification"
         raise InputError(
-            f"Each row of the data has {rows}, but the task is {type(task).__name__}: set model.task.class_path to "
+            f"A row of the data has {labels}, but the task is {type(task).__name__}: set model.task.class_path to "
             f"lightning_kd.tasks.{kind}."
         )
 

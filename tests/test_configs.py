@@ -31,7 +31,6 @@ WITHOUT_A_CONFIG = {
     "PredictionWriter": "the command line adds it as `predictions`",
     "StudentExport": "the command line adds it as `export`",
     "LogitStandardizationKL": "two standardized logits are always the same: no set of the configs has three labels",
-    "SoftTargetBinaryKL": "no set of the configs has independent labels",
 }
 
 

@@ -34,6 +34,11 @@ class MultiLabelClassification(SequenceClassification):
     def configure(self, config: PretrainedConfig, label_names: Sequence[str] | None) -> None:
         if label_names is None:
             raise InputError("MultiLabelClassification needs data with lists of labels, but these have scores.")
+        if len(label_names) < 2:
+            raise InputError(
+                f"MultiLabelClassification needs at least 2 labels, but there is {label_names[0]!r} alone: write two "
+                "classes, with it and without it, for SequenceClassification."
+            )
         super().configure(config, label_names)
         config.problem_type = "multi_label_classification"
 
