@@ -5,6 +5,7 @@ from lightning_kd.datamodules.glue import GLUEDataModule
 from lightning_kd.datamodules.ner import NERDataModule
 from lightning_kd.datamodules.qa import QADataModule
 from lightning_kd.datamodules.synthetic import SyntheticDataModule
+from lightning_kd.datamodules.synthetic_ner import SyntheticNERDataModule
 from lightning_kd.datamodules.text import TextDataModule
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "NERDataModule",
     "QADataModule",
     "SyntheticDataModule",
+    "SyntheticNERDataModule",
     "TextDataModule",
     "TransformerDataModule",
 ]

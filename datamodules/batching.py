@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, DistributedSampler
 
 from lightning_kd._checks import expected
 from lightning_kd.tasks.windows import padded
-from lightning_kd.tasks.words import joined
+from lightning_kd.tasks.words import joined, piece_spans
 
 __all__ = ["BucketBatchSampler", "Collator", "TokenizedRows"]
 
@@ -40,6 +40,8 @@ class TokenizedRows(Dataset[list[int]]):
             each has one.
         words: The words of each row, where predictions are about words.
         extras: What else there is of each row, by its name in a batch, where it comes as a list.
+        pieces: Of each row, where its sub-words are in its words, where predictions are about these
+            (``EncodedWords.pieces``).
         truncated: How many rows were longer than the limit.
         teachers: The same rows as a teacher's own tokenizer reads them, by the teacher's name; only of teachers that
             read another vocabulary. With the number of its padding token each.
@@ -52,6 +54,7 @@ class TokenizedRows(Dataset[list[int]]):
     windows: NDArray[np.int64] | None = None
     words: Sequence[Sequence[str]] | None = None
     extras: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    pieces: Sequence[NDArray[np.int32]] | None = None
     truncated: int = 0
     teachers: Mapping[str, tuple[TokenizedRows, int]] = field(default_factory=dict)
 
@@ -106,6 +109,9 @@ class Collator:
         if self.with_texts and rows.words is not None:
             texts = [joined(rows.words[number]) for number in numbers]
             batch["texts"], batch["spans"] = [text for text, _ in texts], [spans for _, spans in texts]
+            if rows.pieces is not None:
+                own = [rows.pieces[number] for number in numbers]
+                batch["spans"] = [piece_spans(*row) for row in zip(batch["spans"], own, strict=True)]
         for name, values in rows.extras.items():
             batch[name] = [values[number] for number in numbers]
         batch["index"] = torch.from_numpy(rows.index[numbers])

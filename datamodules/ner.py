@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, DatasetDict, concatenate_datasets
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
@@ -11,25 +13,39 @@ from transformers import PreTrainedTokenizerBase
 from lightning_kd._checks import InputError, expected
 from lightning_kd.datamodules.base import TransformerDataModule
 from lightning_kd.datamodules.batching import TokenizedRows
+from lightning_kd.datamodules.conll import column_files, read_columns
 from lightning_kd.datamodules.loading import load_data
+from lightning_kd.datamodules.tags import in_iob2
 from lightning_kd.models import check_folder
+from lightning_kd.tasks.base import IGNORED
 from lightning_kd.tasks.words import WordEncoder
 
 __all__ = ["NERDataModule"]
 
 
 class NERDataModule(TransformerDataModule):
-    """Sentences as lists of words with a tag each: CoNLL-2003, WNUT-17, MSRA, Weibo and any set in their form.
+    """Sentences as lists of words with a tag each: CoNLL-2003, WNUT-17, MSRA, Weibo, and sentences of one's own.
 
-    A word is tagged at its first sub-word; the others, and what is not text, take no part in any loss or metric. A
-    sentence that is too long for the model is read in overlapping windows, each word in the one that shows most around
-    it: nothing is cut.
+    A word is tagged at its first sub-word, or at each of them where the task says so (``label_all_subwords``); the
+    others, and what is not text, take no part in any loss or metric. A sentence that is too long for the model is read
+    in overlapping windows, each word in the one that shows most around it: nothing is cut. A sentence without words is
+    a row without entities.
+
+    Tags are read as IOB2. IOB1, BIOES, BILOU and BMES are converted, which changes no entity. The labels are those of
+    all splits: a tag that the training split lacks cannot be learned, but is counted in the metrics, and the log says
+    so.
+
+    A training sentence without tags (null) is for the teacher alone: no hard-label loss is taken of it.
 
     Args:
-        path: Hub name, or a local folder in the same layout.
+        path: Hub name, or a local folder in the same layout, or a folder with ``train``, ``dev`` (or ``valid``,
+            ``validation``) and ``test`` as CoNLL column files (``.txt``, ``.conll``, ``.bio``; the word in the first
+            column, the tag in the last) or as JSON Lines.
         name: The configuration, where the data set has several.
         words_column: Lists of words.
-        tags_column: Lists of tags in IOB2 (``ClassLabel``), as long as the words.
+        tags_column: Lists of tags, as long as the words: strings or ``ClassLabel``.
+        unlabelled_path: More sentences to train on, without tags: as ``path``, of which the training split is taken. A
+            column file without tags has one column.
         tokenizer: Hub name or local folder; on the command line, the student's unless given.
         max_length: Longest window in tokens.
         stride: Tokens that a window shares with the next one, below ``max_length`` by more than the special tokens.
@@ -54,6 +70,7 @@ class NERDataModule(TransformerDataModule):
         name: str | None = None,
         words_column: str = "tokens",
         tags_column: str = "ner_tags",
+        unlabelled_path: str | None = None,
         tokenizer: str | None = None,
         max_length: int = 128,
         stride: int = 32,
@@ -83,15 +100,21 @@ class NERDataModule(TransformerDataModule):
             raise expected("data.stride", f"from 0 to {max_length - 3} (max_length less the special tokens)", stride)
         self.path = path
         self.name = name
+        self.unlabelled_path = unlabelled_path
         self.text_columns = (words_column,)
         self.label_column = tags_column
         self.stride = stride
+        #: Training rows without tags, for the teacher to teach on; they stand behind the others.
+        self.num_unlabelled = 0
+        self._splits: dict[str, Dataset] = {}
 
     def _name(self) -> str:
         return f"{self.path} ({self.name})" if self.name else self.path
 
     def load_split(self, split: str) -> Dataset | None:
-        return load_data(self.path, self.name).get(split)
+        if not self._splits:
+            self._splits = self._read_splits()
+        return self._splits.get(split)
 
     def read_tokenizer(self, option: str, source: str) -> PreTrainedTokenizerBase:
         tokenizer = super().read_tokenizer(option, source)
@@ -99,41 +122,118 @@ class NERDataModule(TransformerDataModule):
             tokenizer = type(tokenizer).from_pretrained(source, add_prefix_space=True)
         return tokenizer
 
+    # ---------------------------------------------------------------------------------------------- reading
+
+    def _read_splits(self) -> dict[str, Dataset]:
+        splits = in_iob2(self._load(self.path, self.name), self.label_column, self._name())
+        for split, rows in splits.items():
+            if self.label_column not in rows.column_names:
+                continue
+            untagged = [number for number, tags in enumerate(rows[self.label_column]) if tags is None]
+            if split == "train":
+                tagged = sorted(set(range(len(rows))) - set(untagged))
+                splits[split] = rows.select([*tagged, *untagged]) if untagged else rows
+                self.num_unlabelled = len(untagged)
+            elif untagged and (split != "test" or len(untagged) < len(rows)):
+                raise InputError(
+                    f"Row {untagged[0]} of the {split} split of {self._name()} has no tags: leave it out, or move it "
+                    "to train, where a teacher can label it."
+                )
+        if self.unlabelled_path is not None and "train" in splits:
+            rows = self._load(self.unlabelled_path)["train"]
+            words = self.text_columns[0]
+            if words not in rows.column_names:
+                raise expected("data.unlabelled_path", f"rows with a column {words!r}", ", ".join(rows.column_names))
+            features = splits["train"].select_columns([words, self.label_column]).features
+            untagged = Dataset.from_dict(
+                {words: list(rows[words]), self.label_column: [None] * len(rows)}, features=features
+            )
+            splits["train"] = concatenate_datasets([splits["train"], untagged])
+            self.num_unlabelled += len(rows)
+        return splits
+
+    def _load(self, path: str, name: str | None = None) -> DatasetDict:
+        files = column_files(Path(path)) if Path(path).is_dir() else {}
+        if not files:
+            return load_data(path, name)
+        words, tags = self.text_columns[0], self.label_column
+        return DatasetDict({split: read_columns(file, words, tags) for split, file in files.items()})
+
     def _read_label_names(self) -> list[str] | None:
         names = super()._read_label_names()
         if names is None:
             raise InputError(
-                f"Expected the column {self.label_column!r} of {self._name()} to hold tags (lists of ClassLabel), "
-                "but it has plain numbers or strings: cast it to List(ClassLabel(names=[...])) first."
+                f"Expected the column {self.label_column!r} of {self._name()} to hold tags (lists of strings or of "
+                "ClassLabel), but it has plain numbers: cast it to List(ClassLabel(names=[...])) first."
             )
         return names
 
     def _is_labelled(self, rows: Dataset) -> bool:
-        return any(len(tags) for tags in rows[self.label_column])
+        return any(rows[self.label_column])
+
+    def _hold_out(self, rows: Dataset) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        if not self.num_unlabelled:
+            return super()._hold_out(rows)
+        first = len(rows) - self.num_unlabelled
+        kept, held_out = super()._hold_out(rows.select(range(first)))
+        words = list(rows[self.text_columns[0]])
+        taken = {tuple(words[number]) for number in held_out}
+        untagged = [number for number in range(first, len(rows)) if tuple(words[number]) not in taken]
+        rank_zero_info(
+            f"{len(untagged):,} of {len(kept) + len(untagged):,} training sentences have no tags: the student learns "
+            "from the teacher alone on them"
+        )
+        return np.concatenate([kept, np.asarray(untagged, dtype=np.int64)]), held_out
+
+    # ---------------------------------------------------------------------------------------------- tokenizing
+
+    @property
+    def _every_piece(self) -> bool:
+        """Whether the task tags every sub-word."""
+        module = getattr(self.trainer, "lightning_module", None)
+        return getattr(getattr(module, "task", None), "label_all_subwords", False)
+
+    def _load_teacher_tokenizers(self) -> None:
+        super()._load_teacher_tokenizers()
+        if self.teacher_tokenizers and self._every_piece:
+            raise InputError(
+                "With label_all_subwords a teacher must read the student's vocabulary, but "
+                f"{', '.join(self.teacher_tokenizers)} has other sub-words: leave label_all_subwords out."
+            )
 
     def _tokenize(self, rows: Dataset, numbers: NDArray[np.int64], tokenizer: PreTrainedTokenizerBase) -> TokenizedRows:
         chosen = rows if len(numbers) == len(rows) else rows.select(numbers)
         words = list(chosen[self.text_columns[0]])
         has_tags = self.label_column in chosen.column_names  # or they are to be predicted
-        tags = list(chosen[self.label_column]) if has_tags else []
-        for number, one, other in zip(numbers if has_tags else [], words, tags, strict=False):
-            if len(one) != len(other):
+        tags: list[NDArray[np.int64]] = []
+        given = chosen[self.label_column] if has_tags else [None] * len(words)
+        for number, one, other in zip(numbers, words, given, strict=True):
+            if other is not None and len(one) != len(other):
                 raise InputError(
                     f"Row {number} of {self._name()} has {len(one)} words but {len(other)} tags: mend or drop it."
                 )
-        encoded = WordEncoder(tokenizer, self.max_length, self.stride).encode(words)
+            tags.append(np.asarray([IGNORED] * len(one) if other is None else other, dtype=np.int64))
+        encoded = WordEncoder(tokenizer, self.max_length, self.stride, self._every_piece).encode(words)
         if encoded.split_rows:
             rank_zero_info(
                 f"{encoded.split_rows:,} of {len(words):,} sentences are longer than {self.max_length} tokens and are "
                 "read in windows; no word is left out"
             )
-        tokens = dict(encoded.tokens)
-        if has_tags:
-            tokens["labels"] = encoded.spread([np.asarray(row, dtype=np.int64) for row in tags])
+        if encoded.pieces is not None:
+            tags = [self._tags_of_pieces(*row) for row in zip(tags, encoded.pieces, strict=True)]
         return TokenizedRows(
-            tokens=tokens,
+            tokens={**encoded.tokens, "labels": encoded.spread(tags)} if has_tags else encoded.tokens,
             offsets=encoded.offsets,
             index=numbers,
             windows=encoded.windows,
             words=words,
+            pieces=encoded.pieces,
         )
+
+    def _tags_of_pieces(self, tags: NDArray[np.int64], pieces: NDArray[np.int32]) -> NDArray[np.int64]:
+        """A word's tag at its first sub-word, ``I-`` with the same type at the others."""
+        names = self.label_names or []
+        inside = np.asarray([names.index(f"I-{n[2:]}") if n != "O" else i for i, n in enumerate(names)])
+        own = tags[pieces[:, 0]]
+        is_later = np.diff(pieces[:, 0], prepend=-1) == 0
+        return np.where(is_later & (own >= 0), inside[own], own)

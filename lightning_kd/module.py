@@ -210,6 +210,7 @@ class DistillationModule(L.LightningModule):
                 teacher = load_trained(source, self.task.auto_class, f"model.teachers.{name}")
                 label_names = self._data("label_names", _names(self.model.config))
                 _check_labels(f"the teacher {name!r}", teacher.config, label_names)
+                self.task.check_teacher(name, teacher.config)
                 own = self._data("teacher_tokenizers", {}).get(name, tokenizer)
                 if own is not None:
                     _check_vocabulary(f"model.teachers.{name}", source, teacher.config, own)

@@ -62,6 +62,9 @@ class Task(ABC):
     def check(self, data: Any) -> None:  # noqa: B027  # most tasks take what their data module gives
         """Refuse a data module whose rows the task cannot learn from, before the first batch."""
 
+    def check_teacher(self, name: str, config: PretrainedConfig) -> None:  # noqa: B027  # most tasks have no variants
+        """Refuse a teacher that was trained for another variant of the task."""
+
     @abstractmethod
     def logits(self, output: Any) -> dict[str, Tensor]:
         """A model's logits by name, from its output."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
+from tokenizers import PreTokenizedString
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from transformers import AutoModelForTokenClassification, PretrainedConfig, PreTrainedTokenizerBase
@@ -15,7 +17,7 @@ from transformers import AutoModelForTokenClassification, PretrainedConfig, PreT
 from lightning_kd._checks import InputError, expected
 from lightning_kd.tasks.base import IGNORED, Task
 from lightning_kd.tasks.windows import all_windows
-from lightning_kd.tasks.words import WordEncoder, joined
+from lightning_kd.tasks.words import WordEncoder, joined, piece_spans
 
 __all__ = ["EntityScore", "TokenClassification", "entities"]
 
@@ -124,8 +126,18 @@ def entity_types(label_names: Sequence[str]) -> list[str]:
 class TokenClassification(Task):
     """A tag for every word, read at its first sub-word; entities are what the metrics count.
 
+    With ``label_all_subwords`` every sub-word has a tag and is read: the first its word's, the others ``I-`` with the
+    same type. An entity is then found where sub-words say so, as ``pipeline("token-classification")`` finds it with
+    ``aggregation_strategy="simple"``, and counts only if it has the right words as a whole. Without, the later
+    sub-words are never trained, and ``"first"`` is the strategy that gives the entities of ``predict``.
+
     Metrics: ``f1``, ``precision``, ``recall`` over all entities, and each with a type, e.g. ``f1_PER``.
+
+    Args:
+        label_all_subwords: Tag every sub-word. Needs a teacher that was trained so and reads the same vocabulary.
     """
+
+    label_all_subwords: bool = False
 
     auto_class: ClassVar[Any] = AutoModelForTokenClassification
 
@@ -135,6 +147,18 @@ class TokenClassification(Task):
         entity_types(label_names)
         config.id2label = dict(enumerate(label_names))
         config.label2id = {name: i for i, name in enumerate(label_names)}
+        config.label_all_subwords = self.label_all_subwords
+
+    def with_config(self, config: PretrainedConfig) -> TokenClassification:
+        return replace(self, label_all_subwords=getattr(config, "label_all_subwords", self.label_all_subwords))
+
+    def check_teacher(self, name: str, config: PretrainedConfig) -> None:
+        """Refuse a teacher whose later sub-words were never trained, where the student learns from them."""
+        if self.label_all_subwords and not getattr(config, "label_all_subwords", True):
+            raise InputError(
+                f"Expected the teacher {name!r} to be trained with label_all_subwords, as the student is, but it was "
+                "trained on first sub-words alone: train it again, or leave the option out."
+            )
 
     def logits(self, output: Any) -> dict[str, Tensor]:
         return {"logits": output.logits}
@@ -212,7 +236,9 @@ class TokenClassification(Task):
     def encode(self, texts: Sequence[Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         rows, full_texts, spans = zip(*(_words_of(text, tokenizer) for text in texts), strict=True)
         max_length = min(tokenizer.model_max_length, _LONGEST)
-        encoded = WordEncoder(tokenizer, max_length, stride=max_length // 4).encode(rows)
+        encoded = WordEncoder(tokenizer, max_length, max_length // 4, self.label_all_subwords).encode(rows)
+        if encoded.pieces is not None:
+            spans = tuple(piece_spans(*row) for row in zip(spans, encoded.pieces, strict=True))
         batch = all_windows(encoded.tokens, encoded.offsets, encoded.windows, tokenizer.pad_token_id)
         return {**batch, "texts": list(full_texts), "spans": list(spans)}
 
@@ -221,8 +247,15 @@ def _words_of(text: str | Sequence[str], tokenizer: Any) -> tuple[list[str], str
     """The words of a text, as the tokenizer sees them unless they are given, the text, and where they are in it."""
     if not isinstance(text, str):
         return list(text), *joined(text)
+    backend = tokenizer.backend_tokenizer
+    parts = PreTokenizedString(text)
+    if backend.normalizer is not None:  # it is what parts Chinese characters
+        parts.normalize(backend.normalizer.normalize)
+    backend.pre_tokenizer.pre_tokenize(parts)
     words, spans = [], []
-    for _, (start, end) in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text):
+    for _, (start, end), _ in parts.get_splits("original", "char"):
+        while end < len(text) and unicodedata.combining(text[end]):  # an accent that the tokenizer takes out
+            end += 1
         word = text[start:end]
         start, end = start + len(word) - len(word.lstrip()), end - len(word) + len(word.rstrip())
         if start < end:

@@ -1,9 +1,11 @@
-"""Words into windows of sub-words, each word read at its first."""
+"""Words into windows of sub-words, each word read at its first, or at all of them."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +14,10 @@ from transformers import PreTrainedTokenizerBase
 from lightning_kd._checks import InputError, expected
 from lightning_kd.tasks.base import IGNORED
 
-__all__ = ["EncodedWords", "WordEncoder", "joined"]
+__all__ = ["EncodedWords", "WordEncoder", "joined", "piece_spans"]
+
+#: Chinese characters, kana, their punctuation and fullwidth forms: what is written without spaces.
+_UNSPACED = re.compile("[\u2e80-\u312f\u31a0-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uff9f\U00020000-\U0003ffff]")
 
 
 @dataclass(frozen=True)
@@ -21,16 +26,19 @@ class EncodedWords:
 
     Attributes:
         tokens: ``(total tokens,)`` int32: ``input_ids``, ``token_type_ids`` if the model has them, and ``words``: the
-            number of the word that is read at a token, or -1.
+            number of the word that is read at a token, or -1; of the sub-word where each is read.
         offsets: ``(windows + 1,)``; window ``i`` has the tokens from ``offsets[i]`` to ``offsets[i + 1]``.
         windows: ``(rows + 1,)``; row ``i`` has the windows from ``windows[i]`` to ``windows[i + 1]``.
         split_rows: How many rows have more than one window.
+        pieces: Where each sub-word is read: of each row ``(sub-words, 3)``, the word, and from where to where in it a
+            sub-word is. ``None`` where words are read.
     """
 
     tokens: dict[str, NDArray[np.int32]]
     offsets: NDArray[np.int64]
     windows: NDArray[np.int64]
     split_rows: int
+    pieces: Sequence[NDArray[np.int32]] | None = None
 
     def spread(self, values: Sequence[NDArray[np.int64]]) -> NDArray[np.int32]:
         """``(total tokens,)``: each word's value at the token where it is read, ``IGNORED`` elsewhere."""
@@ -46,18 +54,45 @@ class EncodedWords:
 
 
 def joined(words: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
-    """A text of words with a space between each two, and where each word is in it.
+    """A text of words as it is written, and where each word is in it.
+
+    Two words have a space between them, unless one of the characters that meet is Chinese or Japanese (kana, their
+    punctuation and fullwidth forms included; Korean has spaces). In a row with such a character, two words of one
+    character each have none either: sets that tag characters have "1", "9", "9", "7".
 
     Example:
         >>> joined(["New", "York"])
         ('New York', [(0, 3), (4, 8)])
+        >>> joined(["我", "用", "iPhone", "7", "上", "网"])
+        ('我用iPhone 7上网', [(0, 1), (1, 2), (2, 8), (9, 10), (10, 11), (11, 12)])
     """
+    has_unspaced = any(_UNSPACED.search(word) for word in words)
+    parts: list[str] = []
     spans: list[tuple[int, int]] = []
-    start = 0
-    for word in words:
-        spans.append((start, start + len(word)))
-        start += len(word) + 1
-    return " ".join(words), spans
+    end = 0
+    for number, word in enumerate(words):
+        if number and not (has_unspaced and _touch(words[number - 1], word)):
+            parts.append(" ")
+            end += 1
+        parts.append(word)
+        spans.append((end, end + len(word)))
+        end += len(word)
+    return "".join(parts), spans
+
+
+def _touch(word: str, following: str) -> bool:
+    meeting = word[-1:] + following[:1]
+    return len(word) == len(following) == 1 or _UNSPACED.search(meeting) is not None
+
+
+def piece_spans(spans: Sequence[tuple[int, int]], pieces: NDArray[np.int32]) -> list[tuple[int, int]]:
+    """Where the sub-words of a row are in its text.
+
+    Args:
+        spans: Where its words are.
+        pieces: As in :class:`EncodedWords`.
+    """
+    return [(spans[word][0] + start, spans[word][0] + end) for word, start, end in pieces.tolist()]
 
 
 class WordEncoder:
@@ -67,12 +102,15 @@ class WordEncoder:
         tokenizer: A fast tokenizer.
         max_length: Tokens in a window at most, special ones included.
         stride: Tokens that a window shares with the next one.
+        every_piece: Read each sub-word rather than each word.
 
     Raises:
         InputError: If the tokenizer is not a fast one, or a window has no room for text.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, stride: int) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, max_length: int, stride: int, every_piece: bool = False
+    ) -> None:
         if not tokenizer.is_fast:
             raise InputError(
                 "Tagging words needs a fast tokenizer, which knows the words that tokens are of, but "
@@ -88,6 +126,7 @@ class WordEncoder:
             taken = stride + max_length - self.room
             raise expected("max_length", f"above {taken} (the stride and the special tokens)", max_length)
         self.stride = stride
+        self.every_piece = every_piece
 
     def encode(self, rows: Sequence[Sequence[str]]) -> EncodedWords:
         """The windows of rows of words. A word that the tokenizer drops is read as its unknown token."""
@@ -95,16 +134,22 @@ class WordEncoder:
         words: list[int] = []
         lengths: list[int] = []
         counts: list[int] = []
+        all_pieces: list[NDArray[np.int32]] = []
         for start in range(0, len(rows), 10_000):
             part = [list(row) for row in rows[start : start + 10_000]]
             encodings = self.tokenizer(part, is_split_into_words=True, add_special_tokens=False).encodings or []
             for row, encoding in zip(part, encodings, strict=True):
-                tokens, firsts = self._with_every_word(len(row), encoding.ids, encoding.word_ids)
+                tokens, pieces = self._with_every_word(row, encoding.ids, encoding.word_ids, encoding.offsets)
+                places = range(len(tokens))
+                if self.every_piece:
+                    all_pieces.append(np.asarray(pieces, dtype=np.int32).reshape(-1, 3))
+                else:
+                    places = [i for i in places if i == 0 or pieces[i][0] != pieces[i - 1][0]]
                 before = len(lengths)
-                for low, high, read in self._windows(len(tokens), firsts):
+                for low, high, read in self._windows(len(tokens), places):
                     window = [-1] * (high - low)
-                    for word in read:
-                        window[firsts[word] - low] = word
+                    for number in read:
+                        window[places[number] - low] = number
                     ids += [*self.prefix, *tokens[low:high], *self.suffix]
                     words += [-1] * len(self.prefix) + window + [-1] * len(self.suffix)
                     lengths.append(len(self.prefix) + high - low + len(self.suffix))
@@ -117,34 +162,41 @@ class WordEncoder:
             offsets=np.cumsum([0, *lengths], dtype=np.int64),
             windows=np.cumsum([0, *counts], dtype=np.int64),
             split_rows=sum(count > 1 for count in counts),
+            pieces=all_pieces if self.every_piece else None,
         )
 
     def _with_every_word(
-        self, num_words: int, ids: Sequence[int], word_ids: Sequence[int | None]
-    ) -> tuple[list[int], list[int]]:
-        """The tokens, and the place of each word's first one."""
+        self,
+        words: Sequence[str],
+        ids: Sequence[int],
+        word_ids: Sequence[int | None],
+        offsets: Sequence[tuple[int, int]],
+    ) -> tuple[list[int], list[tuple[int, int, int]]]:
+        """The tokens, and of each its word and where in this it is."""
         tokens: list[int] = []
-        firsts: list[int] = []
-        for token, word in zip(ids, word_ids, strict=True):
-            while word is not None and len(firsts) <= word:
-                if len(firsts) < word:  # a word of characters that the tokenizer takes out, e.g. a zero-width space
-                    firsts.append(len(tokens))
-                    tokens.append(self.tokenizer.unk_token_id)
-                else:
-                    firsts.append(len(tokens))
-            tokens.append(token)
-        while len(firsts) < num_words:
-            firsts.append(len(tokens))
-            tokens.append(self.tokenizer.unk_token_id)
-        return tokens, firsts
+        pieces: list[tuple[int, int, int]] = []
 
-    def _windows(self, num_tokens: int, firsts: Sequence[int]) -> list[tuple[int, int, list[int]]]:
-        """First token, token behind the last, and words read, of each window."""
+        def add_dropped(behind: int) -> None:
+            """Words of characters that the tokenizer takes out, e.g. a zero-width space."""
+            for word in range(pieces[-1][0] + 1 if pieces else 0, behind):
+                tokens.append(cast(int, self.tokenizer.unk_token_id))
+                pieces.append((word, 0, len(words[word])))
+
+        for token, word, (start, end) in zip(ids, word_ids, offsets, strict=True):
+            number = cast(int, word)  # without special tokens, every token is of a word
+            add_dropped(number)
+            tokens.append(token)
+            pieces.append((number, start, end))
+        add_dropped(len(words))
+        return tokens, pieces
+
+    def _windows(self, num_tokens: int, places: Sequence[int]) -> list[tuple[int, int, list[int]]]:
+        """First token, token behind the last, and the numbers of the ``places`` that are read, of each window."""
         if num_tokens <= self.room:
-            return [(0, num_tokens, list(range(len(firsts))))]
+            return [(0, num_tokens, list(range(len(places))))]
         step = self.room - self.stride
         last = -(-(num_tokens - self.room) // step)
         read: list[list[int]] = [[] for _ in range(last + 1)]
-        for word, first in enumerate(firsts):  # half of what two windows share is read in either
-            read[min(max((first - self.stride // 2) // step, 0), last)].append(word)
+        for number, place in enumerate(places):  # half of what two windows share is read in either
+            read[min(max((place - self.stride // 2) // step, 0), last)].append(number)
         return [(k * step, min(k * step + self.room, num_tokens), read[k]) for k in range(last + 1)]
