@@ -117,7 +117,7 @@ def spoiled(answer: str, context: str, start: int, rng: random.Random) -> list[s
 
 @pytest.mark.parametrize("name", ["squad", "squad_v2"])
 def test_squad_on_real_answers(name: str, shared: Path) -> None:
-    """Stops an F1 that is near the official one, but for articles, signs, repeated words or questions without answer."""
+    """Stops an F1 that is near the official one, but for articles, signs, repeated words or missing answers."""
     rows = load_dataset(str(shared / "data" / name), split="validation").select(range(0, 5000, 10))
     rng, compared = random.Random(0), 0
     for row in rows:

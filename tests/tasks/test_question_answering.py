@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -218,7 +219,7 @@ def test_long_questions_are_cut_and_windows_stay_within_the_limit() -> None:
         windows = [batch["char_starts"][w][batch["char_ends"][w] > 0].tolist() for w in range(len(batch["example"]))]
         windows = [w for w, r in zip(windows, batch["example"].tolist(), strict=True) if r == row]
         assert sorted(set().union(*windows)) == list(range(0, (400, 90)[row], (4, 3)[row]))
-        assert all(len(set(one) & set(other)) == 5 for one, other in zip(windows, windows[1:], strict=False))
+        assert all(len(set(one) & set(other)) == 5 for one, other in pairwise(windows))
 
 
 @pytest.mark.parametrize(
