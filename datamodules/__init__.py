@@ -6,6 +6,7 @@ from lightning_kd.datamodules.ner import NERDataModule
 from lightning_kd.datamodules.qa import QADataModule
 from lightning_kd.datamodules.synthetic import SyntheticDataModule
 from lightning_kd.datamodules.synthetic_ner import SyntheticNERDataModule
+from lightning_kd.datamodules.synthetic_qa import SyntheticQADataModule
 from lightning_kd.datamodules.text import TextDataModule
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "QADataModule",
     "SyntheticDataModule",
     "SyntheticNERDataModule",
+    "SyntheticQADataModule",
     "TextDataModule",
     "TransformerDataModule",
 ]

@@ -12,9 +12,10 @@ from datasets import Dataset, DatasetDict, Features, List, Value
 
 from lightning_kd._checks import InputError
 
-__all__ = ["load_files"]
+__all__ = ["QA_FEATURES", "load_files"]
 
-_FEATURES = Features(
+#: The columns of a set of questions.
+QA_FEATURES = Features(
     {
         "id": Value("string"),
         "context": Value("string"),
@@ -45,7 +46,7 @@ def load_files(folder: Path) -> DatasetDict | None:
             rows = found.setdefault(split, [])
             for number, row in enumerate(_rows(path)):
                 rows.append(_flat(row, path, number))
-    return DatasetDict({split: Dataset.from_list(rows, features=_FEATURES) for split, rows in found.items()}) or None
+    return DatasetDict({split: Dataset.from_list(rows, features=QA_FEATURES) for split, rows in found.items()}) or None
 
 
 def _rows(path: Path) -> Iterator[Any]:

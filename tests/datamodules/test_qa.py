@@ -249,7 +249,7 @@ def test_no_answer_where_every_question_should_have_one(
     """Stops unanswerable questions from being learned and scored by a task that always answers."""
     path = write(tmp_path / "rows", {"train": [row(), row(text=None), row(text="")], "validation": [row()]})
     module = DistillationModule(ModelSource(str(tiny_model(head=False))), task=QuestionAnswering())
-    with pytest.raises(InputError, match="2 questions of the data have no answer, .*null_threshold to 0"):
+    with pytest.raises(InputError, match=r"2 questions of the data have no answer, .*null_threshold to 0"):
         make_trainer().fit(module, datamodule=qa(path))
     module = DistillationModule(ModelSource(str(tiny_model(head=False))), task=QuestionAnswering(null_threshold=0.0))
     trainer = make_trainer()
@@ -373,7 +373,7 @@ def test_refused(qa: Make, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"`max_length` to be above 24"):
         qa(stride=20).setup("fit")
     path = write(tmp_path / "rows", {"train": [row(question=None)], "validation": [row()]})  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="Row 0 of .* has no text as 'question'"):
+    with pytest.raises(InputError, match=r"Row 0 of .* has no text as 'question'"):
         qa(path).setup("fit")
     with pytest.raises(InputError, match="`num_rows` to be at least 1"):
         NullThreshold(0)
