@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
-from seqeval.metrics import f1_score
+from seqeval.metrics import classification_report, f1_score
+from seqeval.metrics.sequence_labeling import get_entities
 from torch import Tensor
-from transformers import pipeline
+from transformers import AutoTokenizer, BertConfig, BertForTokenClassification, pipeline
 
 from lightning_kd import DistillationModule, InputError, ModelSource, Runner
 from lightning_kd.callbacks import CompressionReport, PredictionWriter, QuantizationCallback, StudentExport
@@ -78,6 +79,52 @@ def test_f1_is_seqevals_on_the_words(ner: Make) -> None:
     assert result.metrics["f1"].standard_error > 0
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.UndefinedMetricWarning")
+@pytest.mark.parametrize("every", [False, True], ids=["words", "sub-words"])
+@pytest.mark.parametrize("seed", range(4))
+def test_scores_of_random_tags_are_seqevals(ner: Make, make_trainer: Make, every: bool, seed: int) -> None:
+    """Stops scores that are off by truncated, split or windowed words: overall and by type, from rows to metrics.
+
+    Each word, or each sub-word, of the validation rows is given a tag at random, whichever window it is read in;
+    seqeval gets the tags of the rows themselves.
+    """
+    rows = random_rows(12, 1)
+    task = TokenClassification(label_all_subwords=every)
+    data = ner()
+    data.trainer = make_trainer()
+    data.trainer.strategy._lightning_module = DistillationModule(ModelSource("none"), task=task)
+    data.setup("fit")
+    pieces = [[data.tokenizer.tokenize(word) if every else [word] for word in row] for row in rows["tokens"]]
+    actual = [
+        [
+            TAGS[tag] if i == 0 or tag == 0 else "I" + TAGS[tag][1:]
+            for words, tag in zip(row, tags, strict=True)
+            for i, _ in enumerate(words)
+        ]
+        for row, tags in zip(pieces, rows["ner_tags"], strict=True)
+    ]
+    generator = np.random.default_rng(seed)
+    drawn = [[int(generator.integers(len(TAGS))) for _ in row] for row in actual]
+    metrics = task.metrics([*data.metric_names, *task.detailed_metrics(TAGS)], TAGS)
+    for batch in data.evaluation_batches("validation"):
+        logits = torch.randn(*batch["labels"].shape, len(TAGS))  # what stands where nothing is read
+        for window, row in enumerate(batch["example"].tolist()):
+            for place, number in enumerate(batch["words"][window].tolist()):
+                if number >= 0:
+                    logits[window, place, drawn[batch["index"][row]][number]] = 99
+        metrics.update(*task.outcomes({"logits": logits}, batch))
+    values = {name: value.item() for name, value in metrics.compute().items()}
+    predicted = [[TAGS[tag] for tag in row] for row in drawn]
+    assert any(len(row) > 14 for row in actual)  # there are windows
+    report = classification_report(actual, predicted, output_dict=True)
+    for name, kind in (("f1", "micro avg"), ("f1_PER", "PER"), ("f1_LOC", "LOC")):
+        assert values[name] == pytest.approx(report[kind]["f1-score"]) and values[name] > 0
+    assert values["precision"] == pytest.approx(report["micro avg"]["precision"])
+    assert values["recall"] == pytest.approx(report["micro avg"]["recall"])
+    given = [[TAGS[tag] for tag in row] for row in rows["ner_tags"]]
+    assert report["micro avg"]["support"] == len(get_entities(given))  # as many as there are by words
+
+
 def test_rows_are_words_with_their_tags(ner: Make) -> None:
     """Stops tags that are shifted by special tokens or sub-words, and rows that come twice."""
     data = ner()
@@ -87,7 +134,9 @@ def test_rows_are_words_with_their_tags(ner: Make) -> None:
     for batch in data.train_dataloader():
         _, tags = TokenClassification().outcomes({"logits": torch.zeros(*batch["labels"].shape, 5)}, batch)
         for number, row in zip(batch["index"].tolist(), tags.tolist(), strict=True):
-            assert [tag for tag in row if tag >= 0] == rows["ner_tags"][number]
+            given = [TAGS[tag] for tag in rows["ner_tags"][number]]
+            assert get_entities([TAGS[tag] for tag in row if tag >= 0]) == get_entities(given)
+            assert sum(tag >= 0 for tag in row) == len(given)
             seen.append(number)
     assert sorted(seen) == list(range(24))
     assert data.label_names == TAGS
@@ -102,10 +151,13 @@ def test_windows_are_announced(ner: Make, log: pytest.LogCaptureFixture) -> None
 
 
 @pytest.mark.slow
-def test_from_teacher_to_int8_entities(ner: Make, tiny_model: Make, make_trainer: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("every", [False, True], ids=["words", "sub-words"])
+def test_from_teacher_to_int8_entities(
+    ner: Make, tiny_model: Make, make_trainer: Make, tmp_path: Path, every: bool
+) -> None:
     """Stops a tagger that trains but cannot be exported, quantized, reported, opened or asked."""
     teacher = ModelSource(str(tiny_model(head=False)), config={"num_labels": 5})
-    task = TokenClassification()
+    task = TokenClassification(label_all_subwords=every)
     options = {"max_epochs": 2, "default_root_dir": tmp_path / "teacher", "callbacks": [StudentExport()]}
     make_trainer(**options).fit(DistillationModule(teacher, task=task), datamodule=ner())
     source = ModelSource(str(tmp_path / "teacher" / "student"))
@@ -130,21 +182,65 @@ def test_from_teacher_to_int8_entities(ner: Make, tiny_model: Make, make_trainer
         for record, words in zip(records, texts, strict=True):
             assert all(" ".join(words)[e["start"] : e["end"]] == e["text"] for e in record["entities"])
         if opened == "student":
-            places = [[(e["label"], e["start"], e["end"]) for e in record["entities"]] for record in records]
-            assert places == [[(e["label"], e["start"], e["end"]) for e in record["entities"]] for record in written]
-    tagger = pipeline("token-classification", model=str(tmp_path / "run" / "student"), aggregation_strategy="first")
-    ours = Runner.open(tmp_path / "run" / "student").predict(["ba banings Zoë ko"])[0]["entities"]
-    theirs = tagger("ba banings Zoë ko")
-    assert [(e["label"], e["start"], e["end"]) for e in ours] == [
-        (e["entity_group"], e["start"], e["end"]) for e in theirs
-    ]
+            assert [places(r["entities"]) for r in records] == [places(r["entities"]) for r in written]
+
+
+def places(entities: list[dict[str, Any]]) -> list[tuple[str, int, int]]:
+    """Type and place of each entity, ours or a pipeline's."""
+    return [(e.get("label") or e["entity_group"], e["start"], e["end"]) for e in entities]
+
+
+def random_tagger(folder: Path, tiny_model: Make, every: bool) -> Path:
+    """Writes a tagger whose random weights give every tag to some sub-words."""
+    config = BertConfig.from_pretrained(tiny_model())
+    TokenClassification(label_all_subwords=every).configure(config, TAGS)
+    torch.manual_seed(0)
+    model = BertForTokenClassification(config)
+    for name, parameter in model.named_parameters():
+        if "LayerNorm" not in name:
+            torch.nn.init.normal_(parameter)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model())
+    with torch.no_grad():  # no tag is the likeliest everywhere
+        model.classifier.bias -= model(**tokenizer(TEXTS, padding=True, return_tensors="pt")).logits.mean((0, 1))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+TEXTS = ["ba banings Zoë ko", "Dinings,banings  bas", "bas dins 我们ba在 😀 banings", "x", "bas dinings. " * 4]
+TEXTS += [" ".join(row) for row in random_rows(40, 3)["tokens"]]
+
+
+@pytest.mark.parametrize(("every", "strategy"), [(True, "simple"), (False, "first")])
+def test_the_pipeline_finds_what_predict_finds(every: bool, strategy: str, tiny_model: Make, tmp_path: Path) -> None:
+    """Stops an exported tagger that gives other entities in transformers than here."""
+    folder = random_tagger(tmp_path / "tagger", tiny_model, every)
+    runner = Runner.open(folder)
+    assert isinstance(runner.task, TokenClassification) and runner.task.label_all_subwords == every
+    ours = [places(record["entities"]) for record in runner.predict(TEXTS)]
+    tagger = pipeline("token-classification", model=str(folder), aggregation_strategy=strategy)
+    theirs = [places(tagger(text)) for text in TEXTS]
+    assert ours == theirs and {kind for row in ours for kind, _, _ in row} == {"PER", "LOC"}
+
+
+def test_what_the_student_learns_its_teacher_must_know(
+    ner: Make, tiny_model: Make, make_trainer: Make, tmp_path: Path
+) -> None:
+    """Stops a student from learning sub-words of a teacher that was never trained on them."""
+    source = ModelSource(str(random_tagger(tmp_path / "teacher", tiny_model, every=False)))
+    task = TokenClassification(label_all_subwords=True)
+    module = DistillationModule(
+        ModelSource(source.path, keep_layers=[0]), {"t": source}, task, {"soft": SoftTargetKL()}
+    )
+    with pytest.raises(InputError, match="Expected the teacher 't' to be trained with label_all_subwords"):
+        make_trainer().fit(module, datamodule=ner())
 
 
 @pytest.mark.parametrize(
     ("rows", "tags", "message"),
     [
         ({"tokens": [["a", "b"]], "ner_tags": [[0]]}, None, "Row 0 of .* has 2 words but 1 tags"),
-        ({"tokens": [["a"]], "ner_tags": [["O"]]}, List(Value("string")), "to hold tags .* but it has plain"),
+        ({"tokens": [["a"]], "ner_tags": [[0]]}, List(Value("int64")), "to hold tags .* but it has plain numbers"),
     ],
 )
 def test_refused(rows: Any, tags: Any, message: str, tmp_path: Path, tiny_model: Make) -> None:

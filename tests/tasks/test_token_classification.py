@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from transformers import AutoTokenizer, BertConfig
 from lightning_kd import InputError
 from lightning_kd.tasks import TokenClassification
 from lightning_kd.tasks.token_classification import EntityScore, entities
+from lightning_kd.tasks.words import joined
 
 TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC", "B-MISC", "I-MISC"]
 TASK = TokenClassification()
@@ -109,6 +112,55 @@ def test_records_name_places_in_the_text(tiny_model: Callable[..., Path]) -> Non
     assert found[0] == [("PER", "Zoë-ban", 5, 12), ("LOC", "😀", 14, 15)]
     assert found[1] == [("PER", "Zoë - ban", 3, 12), ("LOC", "😀", 13, 14)]
     assert all(e["score"] > 0.99 for record in records for e in record["entities"])
+
+
+PIECES = ["ba", "bas", "banings", "Zoë", "e\u0301", "我", "们", "。", "😀", "xyz", "7", "din"]
+
+
+@given(
+    words=st.lists(st.sampled_from(PIECES), min_size=1, max_size=90),
+    spans=st.lists(st.tuples(st.integers(0, 3), st.sampled_from([0, 1, 3])), max_size=30),
+    as_text=st.booleans(),
+)
+def test_an_entity_is_the_characters_of_its_words(
+    tiny_model: Callable[..., Path], words: list[str], spans: list[tuple[int, int]], as_text: bool
+) -> None:
+    """Stops an entity that is cut at an accent or an emoji, or shifted behind Chinese text or at a window's edge."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model())
+    config = BertConfig()
+    TASK.configure(config, TAGS)
+    given_text, places = joined(words)
+    batch = TASK.encode([given_text if as_text else words], tokenizer)
+    (text,), (found,) = batch["texts"], batch["spans"]
+    assert text == given_text
+    if as_text:  # the words are then the tokenizer's own: between them is nothing but space
+        cut = [text[a:b] for a, b in itertools.pairwise([0, *itertools.chain(*found), len(text)])][::2]
+        assert not "".join(cut).strip() and all(text[a:b].strip() == text[a:b] for a, b in found)
+        assert not any(unicodedata.combining(text[start]) for start, _ in found)
+    else:
+        assert found == places
+    tags = torch.zeros_like(batch["words"])
+    expected, first = [], 0
+    for length, tag in spans:
+        last = first + length
+        if last >= len(found):
+            break
+        if tag:
+            for word in range(first, last + 1):
+                tags[batch["words"] == word] = tag + (word > first)
+            expected.append((found[first][0], found[last][1]))
+        first = last + 1
+    (record,) = TASK.records({"logits": 20.0 * F.one_hot(tags, 7).float()}, batch, config)
+    assert [(e["start"], e["end"]) for e in record["entities"]] == expected
+    assert all(e["text"] == text[e["start"] : e["end"]] for e in record["entities"])
+
+
+def test_chinese_texts_are_read_by_character(tiny_model: Callable[..., Path]) -> None:
+    """Stops a Chinese sentence from being one word, which has one tag."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model())
+    batch = TASK.encode(["我们在Zoë家。bas", list("我们在")], tokenizer)
+    assert [batch["texts"][0][a:b] for a, b in batch["spans"][0]] == ["我", "们", "在", "Zoë", "家", "。", "bas"]
+    assert batch["texts"][1] == "我们在" and batch["spans"][1] == [(0, 1), (1, 2), (2, 3)]
 
 
 def test_refused() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lightning_kd import InputError
-from lightning_kd.tasks.words import EncodedWords, WordEncoder, joined
+from lightning_kd.tasks.words import EncodedWords, WordEncoder, joined, piece_spans
 
 #: Whole words, words of several sub-words, unknown ones, and one that the tokenizer takes out altogether.
 WORDS = ["ba", "bas", "banings", "bingss", "xyz", "中", "émile", "😀", "\u200b"]
@@ -86,8 +86,58 @@ def test_refused(tokenizer: PreTrainedTokenizerBase) -> None:
         WordEncoder(tokenizer, 6, 4)
 
 
-def test_joined_spans_are_the_words() -> None:
-    """Stops places that are counted in bytes or in code units."""
-    words = ["Zoë", "😀", "中文", ""]
+#: Chinese, kana and their punctuation, letters with and without accents, a mark that combines, emoji and a Korean.
+CHARACTERS = "我们。「ァー\u3000aZé\u0301😀👍🏽한7。"
+
+
+@given(words=st.lists(st.text(st.sampled_from(CHARACTERS), min_size=1, max_size=4), max_size=12))
+def test_joined_spans_are_the_words(words: list[str]) -> None:
+    """Stops places that are counted in bytes or in code units, or that miss the spaces that are not written."""
     text, spans = joined(words)
     assert [text[start:end] for start, end in spans] == words
+    between = [text[a:b] for (_, a), (b, _) in itertools.pairwise(spans)]
+    assert all(gap in ("", " ") for gap in between)
+    assert len(text) == sum(map(len, words)) + sum(map(len, between))
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["New", "York", "'s"], "New York 's"),
+        (["在", "1", "9", "9", "7", "年", "。", "W", "T", "O"], "在1997年。WTO"),
+        (["我", "用", "iPhone", "手", "机"], "我用iPhone手机"),
+        (["我", "用", "New", "York", "7", "号"], "我用New York 7号"),
+        (["大韓", "민국", "한국", "사람"], "大韓민국 한국 사람"),
+        (["I", "am", "😀", "U", "2"], "I am 😀 U 2"),
+        ([], ""),
+    ],
+)
+def test_joined_is_how_it_is_written(words: list[str], text: str) -> None:
+    """Stops Chinese with spaces between its characters, and other texts without."""
+    assert joined(words)[0] == text
+
+
+@given(
+    rows=st.lists(st.lists(st.sampled_from(WORDS), max_size=30), min_size=1, max_size=4),
+    max_length=st.integers(6, 20),
+    stride=st.integers(0, 3),
+)
+def test_every_sub_word_is_read_once(
+    tokenizer: PreTrainedTokenizerBase, rows: list[list[str]], max_length: int, stride: int
+) -> None:
+    """Stops a sub-word that is lost between two windows, read twice, or put at another place of the text."""
+    encoded = WordEncoder(tokenizer, max_length, stride, every_piece=True).encode(rows)
+    assert encoded.pieces is not None
+    for i, row in enumerate(rows):
+        read = {word: token for ids, words in windows(encoded, i) for token, word in zip(ids, words, strict=True)}
+        read.pop(-1)
+        expected = [tokenizer(word, add_special_tokens=False)["input_ids"] or [tokenizer.unk_token_id] for word in row]
+        assert [read[number] for number in range(len(read))] == list(itertools.chain(*expected))
+        assert [word for word, _, _ in encoded.pieces[i].tolist()] == [
+            word for word, tokens in enumerate(expected) for _ in tokens
+        ]
+        text, spans = joined(row)
+        of_pieces = piece_spans(spans, encoded.pieces[i])
+        assert len(of_pieces) == len(read)
+        for (start, end), (word, _, _) in zip(of_pieces, encoded.pieces[i].tolist(), strict=True):
+            assert spans[word][0] <= start < end <= spans[word][1] <= len(text)
