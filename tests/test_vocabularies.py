@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from transformers import (
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     BertTokenizerFast,
@@ -24,7 +25,7 @@ from transformers import (
 
 from lightning_kd import DistillationModule, InputError, ModelSource
 from lightning_kd.callbacks import CompressionReport
-from lightning_kd.datamodules import GLUEDataModule, NERDataModule
+from lightning_kd.datamodules import GLUEDataModule, NERDataModule, QADataModule
 from lightning_kd.datamodules.batching import Collator, TokenizedRows
 from lightning_kd.losses import (
     CRD,
@@ -38,10 +39,13 @@ from lightning_kd.losses import (
 from lightning_kd.measure import evaluate
 from lightning_kd.outputs import LossInputs
 from lightning_kd.runner import forward_of
-from lightning_kd.tasks import SequenceClassification, TokenClassification
+from lightning_kd.tasks import QuestionAnswering, SequenceClassification, TokenClassification
+from lightning_kd.tasks.positions import carry_positions
 from lightning_kd.tasks.words import WordEncoder
 from tests.conftest import SPECIAL_TOKENS, VOCABULARY
 from tests.datamodules.test_ner import TAGS, random_rows, write
+from tests.datamodules.test_qa import random_rows as random_questions
+from tests.datamodules.test_qa import write as write_questions
 
 Make = Callable[..., Any]
 
@@ -52,13 +56,12 @@ OTHER += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory, tiny_model: Make) -> Callable[..., str]:
-    """Writes a tiny model that reads ``OTHER``: ``other(tags)``."""
+    """Writes a tiny model that reads ``OTHER``: ``other(kind, num_labels)``."""
 
-    def make(tags: bool = False) -> str:
+    def make(kind: type = AutoModelForSequenceClassification, num_labels: int = 2) -> str:
         folder = tmp_path_factory.mktemp("other")
         encoder = tiny_model(vocab_size=len(OTHER), hidden_size=24, seed=3, head=False)
-        kind = AutoModelForTokenClassification if tags else AutoModelForSequenceClassification
-        model = kind.from_pretrained(encoder, num_labels=len(TAGS) if tags else 2)
+        model = kind.from_pretrained(encoder, num_labels=num_labels)
         model.save_pretrained(folder)
         (folder / "vocab.txt").write_text("\n".join(OTHER) + "\n")
         BertTokenizerFast(vocab=str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
@@ -70,13 +73,14 @@ def other(tmp_path_factory: pytest.TempPathFactory, tiny_model: Make) -> Callabl
 class Spy(DistillationLoss):
     """Keeps what it is given."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "logits") -> None:
         super().__init__()
+        self.name = name
         self.seen: list[LossInputs] = []
 
     def forward(self, inputs: LossInputs) -> Tensor:
         self.seen.append(inputs)
-        return inputs.student.logits["logits"].sum() * 0
+        return inputs.student.logits[self.name].sum() * 0
 
 
 class Recorded(DistillationModule):
@@ -153,7 +157,7 @@ def test_losses_on_positions_that_are_not_shared_are_refused(
 ) -> None:
     """Stops the third token of one model from being compared with the third token of another, which is another word."""
     data, options = glue("sst2"), {}
-    source = other(tags)
+    source = other(AutoModelForTokenClassification, len(TAGS)) if tags else other()
     if tags:
         folder = write(tmp_path / "tags", {"train": random_rows(16, 0, 8), "validation": random_rows(8, 1, 8)})
         data = NERDataModule(str(folder), tokenizer=str(tiny_model()), batch_size=8, max_length=32, stride=8)
@@ -228,6 +232,31 @@ def test_words_meet_whatever_the_tokens(
     assert torch.equal(found, expected)
     seen = {tuple(pair.tolist()) for pair in found[batch["words"] >= 0].int()}
     assert seen == {(r, w) for r, row in enumerate(words) for w in range(len(row))}  # no word is lost
+
+
+def test_answers_are_taught_across_vocabularies(
+    other: Make, tmp_path: Path, tiny_model: Make, distillation: Make, make_trainer: Make
+) -> None:
+    """Stops the teacher's end from being taught as a start, or the places of its tokens as those of the student's."""
+    folder = write_questions(tmp_path / "qa", {"train": random_questions(24, 0), "validation": random_questions(9, 1)})
+    source = other(AutoModelForQuestionAnswering)
+    data = QADataModule(folder, tokenizer=str(tiny_model()), max_length=32, stride=8, batch_size=8)
+    data.teacher_tokenizer_sources = {"t": source}
+    spy = Spy("start")
+    student = ModelSource(str(tiny_model(head=False)))
+    options = {"task": QuestionAnswering(), "student": student, "teachers": {"t": ModelSource(source)}}
+    module = distillation(Recorded, losses={"soft": SoftTargetKL(), "spy": spy}, **options)
+    make_trainer(callbacks=[CompressionReport()]).fit(module, datamodule=data)
+    assert len(spy.seen) == 3
+    for batch, seen in zip(module.batches, spy.seen, strict=True):
+        own = batch["teachers"]["t"]
+        with torch.no_grad():
+            output = module.teachers["t"](**module.task.model_inputs(own))
+        assert own["input_ids"].shape != batch["input_ids"].shape
+        for name, values in (("start", output.start_logits), ("end", output.end_logits)):
+            expected = carry_positions(values, own, batch, last=name == "end")
+            torch.testing.assert_close(seen.teacher.logits[name], expected)
+            assert seen.class_masks[name].shape == expected.shape
 
 
 def test_a_teacher_is_measured_on_its_own_tokens(
