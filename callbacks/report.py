@@ -278,7 +278,7 @@ def _percent(value: float, of: float) -> float | None:
 
 
 def _agreement(own: dict[str, Evaluation], other: dict[str, Evaluation], split: str) -> float | None:
-    """Share of equal predictions, of rows or of words; none for scores."""
+    """Share of equal predictions, of rows, of words or of single labels; none for scores."""
     one, two = own[split].predictions, other[split].predictions
     if one.is_floating_point():
         return None

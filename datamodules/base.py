@@ -209,8 +209,8 @@ class TransformerDataModule(L.LightningDataModule):
                 return list(feature.names) if isinstance(feature, ClassLabel) else None
         raise InputError(f"{self._name()} has neither a train nor a validation split.")
 
-    def _check_columns(self, rows: Dataset, split: str) -> None:
-        for column in (*self.text_columns, *([] if split == "predict" else [self.label_column])):
+    def _check_columns(self, rows: Dataset, split: str, labelled: bool = True) -> None:
+        for column in (*self.text_columns, *([self.label_column] if labelled else [])):
             if column not in rows.column_names:
                 raise InputError(
                     f"Expected {self._name()} to have a column {column!r}, but its {split} split has "
@@ -239,7 +239,7 @@ class TransformerDataModule(L.LightningDataModule):
     def _add(self, name: str, rows: Dataset, numbers: NDArray[np.int64] | None = None) -> None:
         if name in self._rows:
             return
-        self._check_columns(rows, name)
+        self._check_columns(rows, name, labelled=name != "predict")
         numbers = np.arange(len(rows)) if numbers is None else numbers
         if not len(numbers):
             raise InputError(f"The {name} split of {self._name()} has no rows.")

@@ -34,8 +34,9 @@ class TokenizedRows(Dataset[list[int]]):
             sought also ``char_starts`` and ``char_ends``.
         offsets: ``(windows + 1,)``; window ``i`` is ``tokens[name][offsets[i]:offsets[i + 1]]``.
         index: ``(rows,)``, the rows' numbers in the data set.
-        labels: ``(rows,)``, int64 or float32, -1 where there is none; or ``(rows, 2)`` int64, the first character of an
-            answer and the one behind its last. ``None`` where tokens are labelled.
+        labels: ``(rows,)`` int64 or float32, or ``(rows, labels)`` float32; ``IGNORED`` or NaN where a training row has
+            none; or ``(rows, 2)`` int64, the first character of an answer and the one behind its last. ``None`` where
+            tokens are labelled, and where there are no labels.
         windows: ``(rows + 1,)``; row ``i`` has the windows from ``windows[i]`` to ``windows[i + 1]``. ``None`` where
             each has one.
         words: The words of each row, where predictions are about words.

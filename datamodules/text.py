@@ -164,9 +164,9 @@ class TextDataModule(TransformerDataModule):
             if split != "test":
                 self._check_columns(rows[split], split)
             if self.label_column in rows[split].column_names:
-                values[split] = label_values(rows[split], self.label_column)
-                if not any(value is not None for value in values[split]) and split == "test":
-                    del values[split]
+                found = label_values(rows[split], self.label_column)
+                if split != "test" or any(value is not None for value in found):
+                    values[split] = found
         trained = any(value is not None for value in values.get("train", []))
         known = values["train"] if trained else [value for each in values.values() for value in each]
         names = next((class_names(rows[split], self.label_column) for split in values), None)
@@ -182,7 +182,7 @@ class TextDataModule(TransformerDataModule):
         return splits
 
     def _texts_of(self, rows: Dataset, split: str) -> Dataset:
-        self._check_columns(rows, "predict")
+        self._check_columns(rows, split, labelled=False)
         texts = rows.select_columns(list(self.text_columns))
         for column in self.text_columns:
             for number, text in enumerate(texts[column]):

@@ -338,6 +338,10 @@ def test_refused_splits(tmp_path: Path, text: Make) -> None:
         text(tmp_path)
     with pytest.raises(InputError, match="has a validation split, so that no rows need to be taken out of train"):
         text(tmp_path, validation_size=1)
+    more = write(tmp_path / "more.jsonl", [{"txt": "ba"}])
+    write(tmp_path / "validation.csv", rows(["x"]))
+    with pytest.raises(InputError, match=r"to have a column 'text', but its unlabelled split has txt"):
+        text(tmp_path, unlabelled_path=str(more))
     write(tmp_path / "dev.jsonl", rows(["x"]))
     with pytest.raises(InputError, match=r"are both the validation split: keep one"):
         text(tmp_path)

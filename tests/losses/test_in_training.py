@@ -142,3 +142,13 @@ def test_hooks_leave_the_models_after_training(train: Make) -> None:
     module, _ = train({"term": MAKERS["MiniLMv2"]()})
     assert not any(part._forward_hooks for m in (module.model, *module.teachers.values()) for part in m.modules())
     assert module.model.config._attn_implementation == "sdpa"
+
+
+def test_scores_learn_from_scores(glue: Make, tiny_model: Make, make_trainer: Make) -> None:
+    """Stops a student of one score from learning nothing, as a softmax over it would have it."""
+    student, teacher = (ModelSource(str(tiny_model(num_labels=1, seed=seed))) for seed in (0, 1))
+    terms = {"scores": losses.LogitMSE(), "correlation": losses.LogitCorrelation()}
+    steps = Steps()
+    trainer = make_trainer(callbacks=[steps], max_epochs=8)
+    trainer.fit(DistillationModule(student, {"teacher": teacher}, losses=terms, hard_label_weight=0.0), glue("stsb"))
+    assert len(steps.losses) == 24 and sum(steps.losses[-3:]) < sum(steps.losses[:3])

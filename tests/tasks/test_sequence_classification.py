@@ -162,3 +162,20 @@ def test_spec_is_plain() -> None:
     """Stops a checkpoint that holds the task as an object and cannot be loaded with weights only."""
     path = "lightning_kd.tasks.sequence_classification.SequenceClassification"
     assert json.loads(json.dumps(TASK.spec())) == {"class_path": path, "init_args": {}}
+
+
+@pytest.mark.parametrize("scores", [False, True])
+def test_rows_without_a_label_take_no_part(scores: bool) -> None:
+    """Stops NaN or class -100 in the loss, a mean over all rows, and a gradient on a row without a label."""
+    logits = torch.randn(4, 1 if scores else 3, requires_grad=True)
+    known, nothing = [0, 2], float("nan") if scores else -100
+    labels = torch.tensor([1.5, nothing, 0.5, nothing] if scores else [2, nothing, 0, nothing])
+    loss = TASK.hard_label_loss({"logits": logits}, batch(labels))
+    truth = labels[known]
+    expected = F.mse_loss(logits[known, 0], truth) if scores else F.cross_entropy(logits[known], truth)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    loss.backward()
+    assert logits.grad is not None and logits.grad[known].all() and not logits.grad[[1, 3]].any()
+    none = TASK.hard_label_loss({"logits": logits}, batch(torch.full_like(labels, nothing)))
+    none.backward()
+    assert none.item() == 0 and logits.grad.isfinite().all()
