@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from datasets import ClassLabel, Dataset, List
@@ -38,14 +38,12 @@ def in_iob2(splits: Mapping[str, Dataset], column: str, name: str) -> dict[str, 
         InputError: If a tag is in none of the schemes IOB1, IOB2, BIOES, BILOU and BMES.
     """
     tags = {split: list(rows[column]) for split, rows in splits.items() if column in rows.column_names}
-    kinds = {split: getattr(splits[split].features[column], "feature", None) for split in tags}
-    given = next((kind.names for kind in kinds.values() if isinstance(kind, ClassLabel)), None)
-    if given is None:
-        if any(isinstance(tag, int) for tag in _flat(next(iter(tags.values()), []))[:1]):
-            return dict(splits)
-        found = sorted({tag for rows in tags.values() for tag in _flat(rows)})
-    else:
-        found = list(given)
+    kinds = (getattr(splits[split].features[column], "feature", None) for split in tags)
+    given = next((list(kind.names) for kind in kinds if isinstance(kind, ClassLabel)), None)
+    values = {split: list(itertools.chain.from_iterable(row or [] for row in rows)) for split, rows in tags.items()}
+    if given is None and any(isinstance(value, int) for some in values.values() for value in some[:1]):
+        return dict(splits)
+    found: list[str] = given or sorted({value for some in values.values() for value in some})
     unknown = next((tag for tag in found if tag != "O" and not _TAG.fullmatch(str(tag))), None)
     if unknown is not None:
         raise InputError(
@@ -54,34 +52,33 @@ def in_iob2(splits: Mapping[str, Dataset], column: str, name: str) -> dict[str, 
         )
     types = sorted({tag[2:] for tag in found if tag != "O"})
     names = ["O", *(f"{letter}-{kind}" for kind in types for letter in "BI")]
-    if set(found) == set(names):
-        names = found if given is not None else names
-    number = {tag: i for i, tag in enumerate(names)}
-    letters = np.asarray([0 if tag == "O" else _LETTERS[tag[0]] for tag in found], dtype=np.int64)
-    type_of = np.asarray([-1 if tag == "O" else types.index(tag[2:]) for tag in found], dtype=np.int64)
-    begins = np.asarray([number["O" if tag == "O" else f"B-{tag[2:]}"] for tag in found], dtype=np.int64)
-    insides = np.asarray([number["O" if tag == "O" else f"I-{tag[2:]}"] for tag in found], dtype=np.int64)
+    if given is not None and set(given) == set(names):
+        names = given
+
+    def by_tag(value: Callable[[str], int], outside: int) -> NDArray[np.int64]:
+        return np.asarray([outside if tag == "O" else value(tag) for tag in found], dtype=np.int64)
+
+    outside = names.index("O")
+    letters, type_of = by_tag(lambda tag: _LETTERS[tag[0]], 0), by_tag(lambda tag: types.index(tag[2:]), -1)
+    begins = by_tag(lambda tag: names.index(f"B-{tag[2:]}"), outside)
+    insides = by_tag(lambda tag: names.index(f"I-{tag[2:]}"), outside)
     places = {tag: i for i, tag in enumerate(found)}
     converted, used = {}, {}
     for split, rows in tags.items():
-        at = np.asarray([tag if given is not None else places[tag] for tag in _flat(rows)], dtype=np.int64)
-        starts = np.cumsum([0, *(len(row or []) for row in rows)])
+        at = np.asarray(values[split] if given else [places[tag] for tag in values[split]], dtype=np.int64)
+        bounds = np.cumsum([0, *(len(row or []) for row in rows)])
         before = np.concatenate([[-1], type_of[at]])[:-1]
-        before[starts[:-1][starts[:-1] < len(at)]] = -1
+        before[bounds[bounds < len(at)]] = -1
         is_beginning = (letters[at] == 1) | ((letters[at] == 2) & (type_of[at] != before))
         new = np.where(is_beginning, begins[at], insides[at])
-        moved = int((is_beginning & (letters[at] == 2)).sum())
-        if moved:
+        if moved := int((is_beginning & (letters[at] == 2)).sum()):
             rank_zero_info(f"{moved:,} entities of {split} begin with I- (IOB1): their first tags are read as B-")
         used[split] = np.bincount(new, minlength=len(names))
-        numbers = [
-            None if row is None else new[a:b].tolist() for row, a, b in zip(rows, starts, starts[1:], strict=False)
-        ]
-        converted[split] = (
-            splits[split].remove_columns(column).add_column(column, numbers, feature=List(ClassLabel(names=names)))
-        )
-    other = sorted({tag[0] for tag in found} - set("OBI"))
-    if other:
+        pairs = itertools.pairwise(bounds.tolist())
+        numbers = [None if row is None else new[a:b].tolist() for row, (a, b) in zip(rows, pairs, strict=True)]
+        labels = List(ClassLabel(names=names))
+        converted[split] = splits[split].remove_columns(column).add_column(column, numbers, feature=labels)
+    if other := sorted({tag[0] for tag in found} - set("OBI")):
         rank_zero_info(f"The tags of {name} have the letters {', '.join(other)}: they are read as IOB2")
     _name_unseen(used, names)
     return {**splits, **converted}
@@ -92,7 +89,3 @@ def _name_unseen(used: Mapping[str, NDArray[np.int64]], names: Sequence[str]) ->
         if "train" in used and (unseen := np.flatnonzero((counts > 0) & (used["train"] == 0)).tolist()):
             shown = ", ".join(f"{names[tag]} ({counts[tag]:,})" for tag in unseen)
             rank_zero_info(f"Train has no tag {shown}, which {split} has: nothing can learn it, and it is counted")
-
-
-def _flat(rows: Sequence[Sequence[int | str] | None]) -> list[int | str]:
-    return list(chain.from_iterable(row or [] for row in rows))

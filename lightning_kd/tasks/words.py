@@ -140,7 +140,7 @@ class WordEncoder:
             encodings = self.tokenizer(part, is_split_into_words=True, add_special_tokens=False).encodings or []
             for row, encoding in zip(part, encodings, strict=True):
                 tokens, pieces = self._with_every_word(row, encoding.ids, encoding.word_ids, encoding.offsets)
-                places = range(len(tokens))
+                places = list(range(len(tokens)))
                 if self.every_piece:
                     all_pieces.append(np.asarray(pieces, dtype=np.int32).reshape(-1, 3))
                 else:
