@@ -4,6 +4,7 @@ from lightning_kd.datamodules.base import TransformerDataModule
 from lightning_kd.datamodules.glue import GLUEDataModule
 from lightning_kd.datamodules.ner import NERDataModule
 from lightning_kd.datamodules.qa import QADataModule
+from lightning_kd.datamodules.running_text import RunningTextDataModule
 from lightning_kd.datamodules.synthetic import SyntheticDataModule
 from lightning_kd.datamodules.synthetic_ner import SyntheticNERDataModule
 from lightning_kd.datamodules.synthetic_qa import SyntheticQADataModule
@@ -13,6 +14,7 @@ __all__ = [
     "GLUEDataModule",
     "NERDataModule",
     "QADataModule",
+    "RunningTextDataModule",
     "SyntheticDataModule",
     "SyntheticNERDataModule",
     "SyntheticQADataModule",

@@ -1,4 +1,4 @@
-"""The command line: fit, validate, test and predict from YAML."""
+"""The command line: fit, validate, test, predict and analyze from YAML."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from transformers.utils import logging as transformers_logging
 
 from lightning_kd._checks import InputError, expected, nearest
+from lightning_kd.analyze import AnalyzingTrainer
 from lightning_kd.callbacks import CompressionReport, PredictionWriter, StudentExport
 from lightning_kd.callbacks._fit_end import callbacks_of
 from lightning_kd.models import ModelSource, has_tokenizer, load_config
@@ -40,10 +41,15 @@ class DistillationCLI(LightningCLI):
             subclass_mode_data=True,
             save_config_callback=_LogConfig,
             save_config_kwargs={"overwrite": True},
+            trainer_class=AnalyzingTrainer,
             trainer_defaults={"enable_model_summary": False},
             parser_class=_Parser,
             args=args,
         )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {**LightningCLI.subcommands(), "analyze": {"model", "datamodule"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(StudentExport, "export")

@@ -41,10 +41,13 @@ class Evaluation:
     Attributes:
         metrics: By name.
         predictions: ``(rows, ...)``, in the order of ``index``.
+        samples: By name, ``(200,)``: the metrics on the bootstrap samples, which are of the same rows for every model
+            on the same batches: differences between two models are paired.
     """
 
     metrics: dict[str, Estimate]
     predictions: Tensor
+    samples: dict[str, np.ndarray]
 
 
 def evaluate(
@@ -76,10 +79,12 @@ def evaluate(
 
     values = compute(torch.arange(len(target)))
     generator = torch.Generator().manual_seed(0)
-    samples = [compute(torch.randint(len(target), (len(target),), generator=generator)) for _ in range(_RESAMPLES)]
+    drawn = [compute(torch.randint(len(target), (len(target),), generator=generator)) for _ in range(_RESAMPLES)]
+    samples = {name: np.asarray([sample[name] for sample in drawn]) for name in values}
     return Evaluation(
-        {name: Estimate(value, float(np.std([s[name] for s in samples], ddof=1))) for name, value in values.items()},
+        {name: Estimate(value, float(np.std(samples[name], ddof=1))) for name, value in values.items()},
         predicted,
+        samples,
     )
 
 

@@ -441,7 +441,9 @@ def _check_task(task: Task, multi_label: bool) -> None:
 
 
 def _check_labels(who: str, config: PretrainedConfig, label_names: list[str] | None) -> None:
-    """Refuse a model whose labels contradict the data's."""
+    """Refuse a model whose labels contradict the data's; text alone has none."""
+    if label_names == []:
+        return
     if config.num_labels != (1 if label_names is None else len(label_names)):
         wanted = "1 output (regression)" if label_names is None else f"{len(label_names)} labels"
         raise InputError(

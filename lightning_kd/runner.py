@@ -14,6 +14,7 @@ from lightning_kd._checks import InputError, expected
 from lightning_kd.models import ModelSource, load_trained
 from lightning_kd.quantization import DynamicInt8, Forward, ONNXRuntimeInt8, OpenVINOInt8, Quantizer
 from lightning_kd.tasks import (
+    LanguageModeling,
     MultiLabelClassification,
     QuestionAnswering,
     SequenceClassification,
@@ -27,6 +28,7 @@ __all__ = ["Runner", "forward_of", "weight_bytes"]
 _TASKS: dict[str, Task] = {
     "ForTokenClassification": TokenClassification(),
     "ForQuestionAnswering": QuestionAnswering(),
+    "ForCausalLM": LanguageModeling(),
 }
 _QUANTIZERS: tuple[type[Quantizer], ...] = (OpenVINOInt8, ONNXRuntimeInt8, DynamicInt8)
 
@@ -87,7 +89,8 @@ class Runner:
 
         ``{"label": ..., "score": ...}``; for regression only a score; for independent labels ``{"labels": [...]}``,
         those above 0.5; for tags ``{"entities": [...]}``, each with its place in the text; for answers
-        ``{"answer": ..., "start": ..., "end": ..., "score": ..., "null_score": ...}``.
+        ``{"answer": ..., "start": ..., "end": ..., "score": ..., "null_score": ...}``; for language models
+        ``{"perplexity": ..., "words": ...}``.
 
         Args:
             texts: Texts or pairs of texts; for tags texts or lists of words; for answers pairs (question, passage).

@@ -17,6 +17,7 @@ LAYERS: dict[str, float] = {
     "_checks": 0,
     "schedules": 1,
     "models": 1,
+    "lstm": 1,
     "optim": 1,
     "tasks": 1,
     "losses": 1,
@@ -28,6 +29,7 @@ LAYERS: dict[str, float] = {
     "lightning_kd": 2.5,  # the package's own __init__, which offers what is below it
     "callbacks": 3,
     "datamodules": 3,
+    "analyze": 3,
     "cli": 4,
 }
 

@@ -25,8 +25,8 @@ __all__ = ["DynamicInt8"]
 class DynamicInt8(Quantizer):
     """Int8 weights per output channel, activations quantized on the fly: torch's own CPU kernels.
 
-    ``Linear`` layers compute in int8 and embeddings are stored in 8 bits a row. No calibration and no extra package.
-    The folder holds safetensors; nothing in it is unpickled.
+    ``Linear``, ``LSTM`` and ``GRU`` layers compute in int8 and embeddings are stored in 8 bits a row. No calibration
+    and no extra package. The folder holds safetensors; nothing in it is unpickled.
 
     Relations:
         Always at hand. :class:`~lightning_kd.quantization.OpenVINOInt8` also removes Python from the forward pass,
@@ -48,9 +48,13 @@ class DynamicInt8(Quantizer):
         import transformers
 
         config = AutoConfig.from_pretrained(folder)
-        kind = getattr(transformers, (config.architectures or [""])[0], None)
+        name = (config.architectures or [""])[0]
+        kind = getattr(transformers, name, None) or _own_class(name)
         if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
-            raise InputError(f"The config.json in {folder} does not name a model of transformers in `architectures`.")
+            raise InputError(
+                f"The config.json in {folder} does not name a model of transformers or one that is imported in "
+                "`architectures`."
+            )
         try:
             state = load_file(folder / cls.file_name)
         except SafetensorError as error:
@@ -60,7 +64,7 @@ class DynamicInt8(Quantizer):
             raise unreadable(folder / cls.file_name)
         for name, module in list(model.named_modules()):
             if _is_quantized(module):
-                _pack(module, {key: state.pop(f"{name}.{key}") for key in _KEYS if f"{name}.{key}" in state})
+                _pack(module, {key: state.pop(f"{name}.{key}") for key in _unpack(module)})
         with torch.no_grad():  # not load_state_dict: torch's quantized embedding cannot go without its own entries
             for name, tensor in _floats(model).items():
                 tensor.copy_(state[name])
@@ -72,8 +76,12 @@ class DynamicInt8(Quantizer):
         return forward
 
 
-#: The tensors of one quantized layer; what is missing is None.
-_KEYS = ("weight", "weight_scale", "weight_zero_point", "bias")
+def _own_class(name: str) -> type | None:
+    """The class of that name among the models that transformers does not bring, this package's for instance."""
+    kinds: list[type] = [PreTrainedModel]
+    for kind in kinds:  # which grows meanwhile
+        kinds += kind.__subclasses__()
+    return next((kind for kind in kinds if kind.__name__ == name), None)
 
 
 @contextmanager
@@ -93,15 +101,16 @@ def _quantize(model: PreTrainedModel) -> nn.Module:
             quantize_dynamic,
         )
 
-        types = {nn.Linear: per_channel_dynamic_qconfig, nn.Embedding: float_qparams_weight_only_qconfig}
+        types = dict.fromkeys((nn.Linear, nn.LSTM, nn.GRU), per_channel_dynamic_qconfig)
+        types[nn.Embedding] = float_qparams_weight_only_qconfig
         return quantize_dynamic(copy.deepcopy(model).eval(), types)
 
 
 def _is_quantized(module: nn.Module) -> bool:
     from torch.ao.nn.quantized import Embedding
-    from torch.ao.nn.quantized.dynamic import Linear
+    from torch.ao.nn.quantized.dynamic import GRU, LSTM, Linear
 
-    return isinstance(module, (Embedding, Linear))
+    return isinstance(module, (Embedding, Linear, LSTM, GRU))
 
 
 def _state(quantized: nn.Module) -> dict[str, Tensor]:
@@ -124,21 +133,30 @@ def _floats(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _unpack(module: Any) -> dict[str, Tensor]:
-    weight = module.weight()
-    tensors = {  # copies: those of an embedding point into the module's memory, and do not keep it alive
-        "weight": weight.int_repr(),
-        "weight_scale": weight.q_per_channel_scales().clone(),
-        "weight_zero_point": weight.q_per_channel_zero_points().clone(),
-    }
-    bias = module.bias() if hasattr(module, "bias") else None
-    return tensors if bias is None else {**tensors, "bias": bias.detach()}
+    """The tensors of one quantized layer."""
+    if hasattr(module, "get_weight"):  # LSTM and GRU: several of each
+        weights, biases = module.get_weight(), module.get_bias()
+    else:
+        weights, bias = {"weight": module.weight()}, module.bias() if hasattr(module, "bias") else None
+        biases = {} if bias is None else {"bias": bias}
+    tensors = {}
+    for name, weight in weights.items():  # copies: those of an embedding point into the module's memory, and do not
+        tensors[name] = weight.int_repr()  # keep it alive
+        tensors[f"{name}_scale"] = weight.q_per_channel_scales().clone()
+        tensors[f"{name}_zero_point"] = weight.q_per_channel_zero_points().clone()
+    return {**tensors, **{name: bias.detach().clone() for name, bias in biases.items()}}
 
 
 def _pack(module: Any, tensors: Mapping[str, Tensor]) -> None:
-    weight = torch._make_per_channel_quantized_tensor(
-        tensors["weight"], tensors["weight_scale"], tensors["weight_zero_point"], 0
-    )
-    if hasattr(module, "set_weight_bias"):
-        module.set_weight_bias(weight, tensors.get("bias"))
+    scales = {name.removesuffix("_scale"): scale for name, scale in tensors.items() if name.endswith("_scale")}
+    weights = {
+        name: torch._make_per_channel_quantized_tensor(tensors[name], scale, tensors[f"{name}_zero_point"], 0)
+        for name, scale in scales.items()
+    }
+    biases = {name: tensor for name, tensor in tensors.items() if name.startswith("bias")}
+    if hasattr(module, "get_weight"):
+        module.set_weight_bias({**weights, **biases})
+    elif hasattr(module, "set_weight_bias"):
+        module.set_weight_bias(weights["weight"], biases.get("bias"))
     else:
-        module.set_weight(weight)
+        module.set_weight(weights["weight"])

@@ -53,7 +53,7 @@ class Task(ABC):
 
     @abstractmethod
     def configure(self, config: PretrainedConfig, label_names: Sequence[str] | None) -> None:
-        """Write the labels into a model's configuration; ``None`` stands for regression."""
+        """Write the labels into a model's configuration; ``None`` stands for regression, ``[]`` for text alone."""
 
     def with_config(self, config: PretrainedConfig) -> Task:
         """The task as a model does it whose configuration says more about it."""

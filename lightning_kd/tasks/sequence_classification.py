@@ -13,7 +13,7 @@ from torchmetrics import Metric, MetricCollection, PearsonCorrCoef, SpearmanCorr
 from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy, MulticlassMatthewsCorrCoef
 from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
-from lightning_kd._checks import expected
+from lightning_kd._checks import InputError, expected
 from lightning_kd.tasks.base import IGNORED, Task, labelled_mean
 
 __all__ = ["MatthewsCorrCoef", "SequenceClassification"]
@@ -45,6 +45,8 @@ class SequenceClassification(Task):
         if label_names is None:
             config.num_labels = 1
             config.problem_type = "regression"
+        elif not label_names:
+            raise InputError("SequenceClassification needs data with labels, but these are text alone.")
         else:
             config.id2label = dict(enumerate(label_names))
             config.label2id = {name: i for i, name in enumerate(label_names)}

@@ -142,8 +142,8 @@ class TokenClassification(Task):
     auto_class: ClassVar[Any] = AutoModelForTokenClassification
 
     def configure(self, config: PretrainedConfig, label_names: Sequence[str] | None) -> None:
-        if label_names is None:
-            raise InputError("TokenClassification needs data with tags, but these have scores.")
+        if not label_names:
+            raise InputError("TokenClassification needs data with tags, but these have none.")
         entity_types(label_names)
         config.id2label = dict(enumerate(label_names))
         config.label2id = {name: i for i, name in enumerate(label_names)}
