@@ -71,8 +71,11 @@ class DistillationCLI(LightningCLI):
             load_config(ModelSource(**vars(config.model.student)), "model.student")  # or the tokenizer gets the blame
             options.tokenizer = config.model.student.path
         if self.subcommand == "fit" and "teacher_tokenizers" in options and options.teacher_tokenizers is None:
-            paths = {name: source.path for name, source in (config.model.teachers or {}).items()}
-            options.teacher_tokenizers = {name: path for name, path in paths.items() if path and has_tokenizer(path)}
+            options.teacher_tokenizers = {}
+            for name, source in (config.model.teachers or {}).items():
+                load_config(ModelSource(**vars(source)), f"model.teachers.{name}")
+                if source.path is not None and has_tokenizer(source.path):
+                    options.teacher_tokenizers[name] = source.path
 
 
 class _LogConfig(SaveConfigCallback):
