@@ -96,6 +96,7 @@ class NERDataModule(TransformerDataModule):
             teacher_tokenizers,
         )
         check_folder("data.path", path)
+        check_folder("data.unlabelled_path", unlabelled_path or "")
         if not 0 <= stride < max_length - 2:
             raise expected("data.stride", f"from 0 to {max_length - 3} (max_length less the special tokens)", stride)
         self.path = path
@@ -140,10 +141,11 @@ class NERDataModule(TransformerDataModule):
                     "to train, where a teacher can label it."
                 )
         if self.unlabelled_path is not None and "train" in splits:
-            rows = self._load(self.unlabelled_path)["train"]
+            rows = self._load(self.unlabelled_path).get("train")
             words = self.text_columns[0]
-            if words not in rows.column_names:
-                raise expected("data.unlabelled_path", f"rows with a column {words!r}", ", ".join(rows.column_names))
+            if rows is None or words not in rows.column_names:
+                what = f"data with a training split that has a column {words!r}"
+                raise expected("data.unlabelled_path", what, self.unlabelled_path)
             features = splits["train"].select_columns([words, self.label_column]).features
             untagged = Dataset.from_dict(
                 {words: list(rows[words]), self.label_column: [None] * len(rows)}, features=features

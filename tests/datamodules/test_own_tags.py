@@ -212,6 +212,17 @@ def test_sentences_without_tags(where: str, own: Make, tmp_path: Path, log: pyte
     assert any(record.getMessage().startswith(expected) for record in log.records)
 
 
+def test_unlabelled_path_is_refused(own: Make, tmp_path: Path) -> None:
+    """Stops a path without sentences to train on from being found as a KeyError, or from being asked of the Hub."""
+    files = {"train.txt": columns(TRAIN), "dev.txt": columns(DEV)}
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "dev.txt").write_text("ba\n")
+    with pytest.raises(InputError, match=r"`data.unlabelled_path` to be data with a training split that has a column"):
+        own(files, unlabelled_path=str(tmp_path / "more")).setup("fit")
+    with pytest.raises(InputError, match=r"`data.unlabelled_path` to be a local folder .* There is no such folder"):
+        own(files, unlabelled_path=str(tmp_path / "none"))
+
+
 def test_sentences_without_words_and_very_long_ones(
     own: Make, make_trainer: Make, tiny_model: Make, log: pytest.LogCaptureFixture
 ) -> None:
