@@ -173,20 +173,6 @@ class NERDataModule(TransformerDataModule):
     def _is_labelled(self, rows: Dataset) -> bool:
         return any(rows[self.label_column])
 
-    def _hold_out(self, rows: Dataset) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        if not self.num_unlabelled:
-            return super()._hold_out(rows)
-        first = len(rows) - self.num_unlabelled
-        kept, held_out = super()._hold_out(rows.select(range(first)))
-        words = list(rows[self.text_columns[0]])
-        taken = {tuple(words[number]) for number in held_out}
-        untagged = [number for number in range(first, len(rows)) if tuple(words[number]) not in taken]
-        rank_zero_info(
-            f"{len(untagged):,} of {len(kept) + len(untagged):,} training sentences have no tags: the student learns "
-            "from the teacher alone on them"
-        )
-        return np.concatenate([kept, np.asarray(untagged, dtype=np.int64)]), held_out
-
     # ---------------------------------------------------------------------------------------------- tokenizing
 
     @property

@@ -208,7 +208,7 @@ def test_sentences_without_tags(where: str, own: Make, tmp_path: Path, log: pyte
     ]
     assert [words for (words,) in without] == untagged
     assert (train["words"] >= 0).sum() == sum(len(words) for (words,) in data.texts("train"))
-    expected = f"{len(untagged)} of {len(untagged) + 2} training sentences have no tags"
+    expected = f"{len(untagged)} of {len(untagged) + 2} training rows have no label"
     assert any(record.getMessage().startswith(expected) for record in log.records)
 
 
