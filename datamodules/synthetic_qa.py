@@ -69,8 +69,11 @@ class SyntheticQADataModule(QADataModule):
 
     Example:
         >>> data = SyntheticQADataModule(num_train=100, num_validation=10, num_test=10)
-        >>> row = data.load_split("train")[1]
-        >>> row["context"], row["question"], row["answers"]["text"]
+        >>> row = data.load_split("train")[5]
+        >>> row["context"]
+        'ben was born in vienna . anna lives in london . anna works as a baker .'
+        >>> row["question"], row["answers"]
+        ('where was ben born ?', {'text': ['vienna'], 'answer_start': [16]})
     """
 
     def __init__(
