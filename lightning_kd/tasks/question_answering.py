@@ -183,9 +183,11 @@ class QuestionAnswering(Task):
         config.problem_type = None
         if self.null_threshold is None or getattr(config, "null_threshold", None) is None:
             config.null_threshold = self.null_threshold
+        config.max_answer_length = self.max_answer_length
 
     def with_config(self, config: PretrainedConfig) -> QuestionAnswering:
-        return replace(self, null_threshold=getattr(config, "null_threshold", self.null_threshold))
+        found = {name: getattr(config, name, getattr(self, name)) for name in ("null_threshold", "max_answer_length")}
+        return replace(self, **found)
 
     def check(self, data: Any) -> None:
         if self.null_threshold is None and (count := getattr(data, "num_unanswerable", 0)):

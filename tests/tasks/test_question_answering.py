@@ -247,6 +247,8 @@ def test_a_model_keeps_its_threshold() -> None:
     config.null_threshold = 1.5
     QuestionAnswering(null_threshold=0.0).configure(config, ["start", "end"])
     assert QuestionAnswering(null_threshold=0.0).with_config(config).null_threshold == 1.5
+    QuestionAnswering(max_answer_length=50).configure(other := BertConfig(), ["start", "end"])
+    assert QuestionAnswering().with_config(other).max_answer_length == 50  # as who opens the exported folder does
     assert QuestionAnswering(null_threshold=2.0).with_config(BertConfig()).null_threshold == 2.0
     QuestionAnswering().configure(config, ["start", "end"])  # data where every question has an answer
     assert QuestionAnswering().with_config(config).null_threshold is None
