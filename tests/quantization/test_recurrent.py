@@ -79,6 +79,20 @@ def test_every_matrix_is_stored_in_8_bits(trained: LSTMForCausalLM, folder: Path
     assert {name: tensors[f"{name}_scale"].numel() for name in matrices} == rows, "one scale a row"
 
 
+@torch.no_grad()
+def test_tied_weights_open_as_two(tmp_path: Path) -> None:
+    """Stops the embedding of a tied model from coming back with the decoder's levels and its own scales."""
+    torch.manual_seed(0)
+    model = LSTMForCausalLM(LSTMConfig(vocab_size=50, hidden_size=16, tie_word_embeddings=True)).eval()
+    model.config.architectures = ["LSTMForCausalLM"]
+    DynamicInt8().convert(model, [], tmp_path)
+    model.config.save_pretrained(tmp_path)
+    words = torch.randint(50, (3, 7))
+    exact, found = model(words).logits, DynamicInt8.open(tmp_path)({"input_ids": words})["logits"]
+    assert (found - exact).norm() < 0.03 * exact.norm()
+    assert model.decoder.weight is model.embedding.weight
+
+
 OPEN = """
 import json, pickle, sys
 from pathlib import Path
