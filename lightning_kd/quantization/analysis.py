@@ -290,7 +290,7 @@ def output_sqnr(
                 for scheme in schemes:
                     with quantized(matrix, scheme, ranges):
                         noise = _outputs(module(*args, **kwargs), batch) - signal
-                    powers[matrix, scheme] += torch.stack([signal.square().sum(), noise.square().sum()])
+                    powers[matrix, scheme] += torch.stack([signal.square().sum(), noise.square().sum()]).cpu()
     return {key: _decibels(*power) if power[0] > 0 else float("nan") for key, power in powers.items()}
 
 

@@ -139,9 +139,9 @@ def _unpack(module: Any) -> dict[str, Tensor]:
     else:
         weights, bias = {"weight": module.weight()}, module.bias() if hasattr(module, "bias") else None
         biases = {} if bias is None else {"bias": bias}
-    tensors = {}
-    for name, weight in weights.items():  # copies: those of an embedding point into the module's memory, and do not
-        tensors[name] = weight.int_repr()  # keep it alive
+    tensors = {}  # copies: those of an embedding point into the module's memory, and do not keep it alive
+    for name, weight in weights.items():
+        tensors[name] = weight.int_repr()
         tensors[f"{name}_scale"] = weight.q_per_channel_scales().clone()
         tensors[f"{name}_zero_point"] = weight.q_per_channel_zero_points().clone()
     return {**tensors, **{name: bias.detach().clone() for name, bias in biases.items()}}
