@@ -270,15 +270,6 @@ def test_losses_without_a_place_for_masks_are_refused(qa: Make, tiny_model: Make
         make_trainer().fit(module, datamodule=qa())
 
 
-def test_a_teacher_of_another_vocabulary_is_refused(qa: Make, tiny_model: Make, make_trainer: Make) -> None:
-    """Stops the teacher's logits from being compared at the student's tokens."""
-    data = qa()
-    module = DistillationModule(ModelSource(str(tiny_model(head=False))), task=QuestionAnswering())
-    data.teacher_tokenizers = {"t": data.load_tokenizer()}
-    with pytest.raises(InputError, match="The teacher 't' reads another vocabulary"):
-        make_trainer().fit(module, datamodule=data)
-
-
 def test_empty_and_long_texts(qa: Make, tmp_path: Path, tiny_model: Make, make_trainer: Make) -> None:
     """Stops an empty passage or question, or a book, from ending a run or an answer."""
     book = " ".join(["ba"] * 10_000) + " ko"
