@@ -36,6 +36,7 @@ TWO_LAYERS = [LayerPairMatch((0, -1), (0, -1))]
 #: One pair of layers each, where the loss takes pairs.
 LOSSES: dict[str, Callable[[], DistillationLoss]] = {
     "LogitMSE": k.LogitMSE,
+    "LogitCorrelation": k.LogitCorrelation,
     "ReverseKL": k.ReverseKL,
     "JensenShannon": k.JensenShannon,
     "SkewedKL": k.SkewedKL,

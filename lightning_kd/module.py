@@ -12,12 +12,13 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, get_linear_schedule_with_warmup
+from transformers import AutoConfig, PreTrainedModel, get_linear_schedule_with_warmup
 
 from lightning_kd._checks import InputError, check_positive, check_range, expected, nearest
+from lightning_kd.compatibility import check_labels, check_loss, check_task, check_vocabulary, label_names_of
 from lightning_kd.features import FeatureCapture
 from lightning_kd.losses import DistillationLoss
-from lightning_kd.models import ModelSource, count_parameters, has_tokenizer, load_config, load_model, load_trained
+from lightning_kd.models import ModelSource, count_parameters, load_config, load_model, load_trained
 from lightning_kd.optim import AdamW, parameter_groups
 from lightning_kd.outputs import Features, LossInputs, Needs
 from lightning_kd.tasks import SequenceClassification, Task
@@ -148,7 +149,7 @@ class DistillationModule(L.LightningModule):
             self.model.train()  # from_pretrained leaves it in eval mode, and the trainer does not touch it
         if stage == "predict":
             return
-        label_names = _names(self.model.config)
+        label_names = label_names_of(self.model.config)
         names = list(self._data("metric_names", ["accuracy"]))
         if stage in ("validate", "test"):
             names += [name for name in self.task.detailed_metrics(label_names) if name not in names]
@@ -165,23 +166,23 @@ class DistillationModule(L.LightningModule):
         has_data = getattr(data, "has_labels", hasattr(data, "label_names"))
         label_names = self._data("label_names", None)
         if has_data:
-            _check_task(self.task, self._data("multi_label", False))
+            check_task(self.task, self._data("multi_label", False))
         if self.student is not None:
             if has_data:
-                _check_labels("the student", self.student.config, label_names)
+                check_labels("the student", self.student.config, label_names)
             return
         source = self.student_source
         config = load_config(source, "model.student")
         if has_data:
             if "num_labels" in source.config:
-                _check_labels("model.student.config", config, label_names)
+                check_labels("model.student.config", config, label_names)
             self.task.configure(config, label_names)
         tokenizer = self._data("tokenizer", None)
         if tokenizer is not None:
             if source.from_scratch and "vocab_size" not in source.config:
                 config.vocab_size = len(tokenizer)
                 config.pad_token_id = tokenizer.pad_token_id
-            _check_vocabulary("model.student", source, config, tokenizer)
+            check_vocabulary("model.student", source, config, tokenizer)
         self.student = load_model(source, self.task.auto_class, config, "model.student")
 
     def _build_losses_and_teachers(self) -> None:
@@ -208,12 +209,12 @@ class DistillationModule(L.LightningModule):
         for name, source in self.teacher_sources.items():
             if name not in self._teachers:
                 teacher = load_trained(source, self.task.auto_class, f"model.teachers.{name}")
-                label_names = self._data("label_names", _names(self.model.config))
-                _check_labels(f"the teacher {name!r}", teacher.config, label_names)
+                label_names = self._data("label_names", label_names_of(self.model.config))
+                check_labels(f"the teacher {name!r}", teacher.config, label_names)
                 self.task.check_teacher(name, teacher.config)
                 own = self._data("teacher_tokenizers", {}).get(name, tokenizer)
                 if own is not None:
-                    _check_vocabulary(f"model.teachers.{name}", source, teacher.config, own)
+                    check_vocabulary(f"model.teachers.{name}", source, teacher.config, own)
                 self._teachers[name] = teacher
         student_needs, teacher_needs = Needs(), Needs()
         for name, module in self.losses.items():
@@ -221,36 +222,15 @@ class DistillationModule(L.LightningModule):
             if name not in self._built:  # once: a second fit goes on with the projections of the first
                 loss.build(self.model.config, next(iter(self._teachers.values())).config)
                 self._built.add(name)
-            if self.task.masks_classes and not loss.masks_classes:
-                raise InputError(
-                    f"The loss {name!r} ({type(loss).__name__}) compares all classes of a row, but "
-                    f"{type(self.task).__name__} leaves some out of each row. Use SoftTargetKL instead."
-                )
-            if loss.needs("teacher") and len(self._teachers) > 1:
-                raise InputError(
-                    f"The loss {name!r} compares inner states, which needs exactly one teacher, "
-                    f"but there are {len(self._teachers)}."
-                )
+            check_loss(name, loss, self.task, len(self._teachers), bool(self._data("teacher_tokenizers", {})))
             student_needs |= loss.needs("student")
             teacher_needs |= loss.needs("teacher")
-            if self._data("teacher_tokenizers", {}) and loss.needs("teacher"):
-                self._check_positions(name, loss)
         self._release()
         logits = self.task.logits
         self._captures = {
             name: FeatureCapture(teacher, teacher_needs, logits, "teacher") for name, teacher in self._teachers.items()
         }
         self._captures[""] = FeatureCapture(self.model, student_needs, logits)
-
-    def _check_positions(self, name: str, loss: DistillationLoss) -> None:
-        """Refuse a loss that compares what stands at tokens which student and teacher do not share."""
-        needs = loss.needs("teacher")
-        if needs.queries or needs.keys or needs.values or (loss.token_by_token and not self.task.transfers_tokens):
-            raise InputError(
-                f"The loss {name!r} compares student and teacher token by token, but the teacher reads another "
-                "vocabulary than the student. Use losses on logits, or on one vector an example (PatientKD, PKT, "
-                "RKDDistance, RKDAngle, SimilarityPreserving, CRD)."
-            )
 
     def _release(self) -> None:
         for capture in self._captures.values():
@@ -418,59 +398,3 @@ class DistillationModule(L.LightningModule):
 def _describe(model: PreTrainedModel) -> str:
     layers = getattr(model.config, "num_hidden_layers", "?")
     return f"{model.config.model_type}, {layers} layers, {count_parameters(model) / 1e6:.1f} M parameters"
-
-
-def _names(config: PretrainedConfig) -> list[str] | None:
-    names = cast(dict[int, str], config.id2label or {})
-    return None if len(names) == 1 else [names[i] for i in sorted(names)]
-
-
-def _in_brackets(names: list[str] | None) -> str:
-    return f" ({', '.join(names)})" if names else ""
-
-
-def _check_task(task: Task, multi_label: bool) -> None:
-    """Refuse a task for one label a row where the data have several, and the other way round."""
-    if task.multi_label != multi_label:
-        labels = "any number of labels" if multi_label else "one label"
-        kind = "MultiLabelClassification" if multi_label else "SequenceClassification"
-        raise InputError(
-            f"A row of the data has {labels}, but the task is {type(task).__name__}: set model.task.class_path to "
-            f"lightning_kd.tasks.{kind}."
-        )
-
-
-def _check_labels(who: str, config: PretrainedConfig, label_names: list[str] | None) -> None:
-    """Refuse a model whose labels contradict the data's; text alone has none."""
-    if label_names == []:
-        return
-    if config.num_labels != (1 if label_names is None else len(label_names)):
-        wanted = "1 output (regression)" if label_names is None else f"{len(label_names)} labels"
-        raise InputError(
-            f"The data has {wanted}{_in_brackets(label_names)}, "
-            f"but {who} has {config.num_labels}: use a model with the data's labels."
-        )
-    own = _names(config)
-    if own and label_names and own != label_names and not own[0].startswith("LABEL_"):
-        raise InputError(
-            f"The data's labels are {', '.join(label_names)}, but those of {who} are {', '.join(own)}: "
-            "names and order must be the same."
-        )
-
-
-def _check_vocabulary(name: str, source: ModelSource, config: PretrainedConfig, tokenizer: Any) -> None:
-    """Refuse a model that reads another vocabulary than the data module's tokenizer writes."""
-    remedy = "the model's own tokenizer" if name == "model.student" else "the teacher's in teacher_tokenizers"
-    if len(tokenizer) > config.vocab_size:
-        raise InputError(
-            f"The tokenizer of the data has {len(tokenizer)} tokens, but `{name}` has embeddings for "
-            f"{config.vocab_size}: give the data module {remedy}."
-        )
-    if source.path is None or source.from_scratch or not has_tokenizer(source.path):
-        return
-    own = AutoTokenizer.from_pretrained(source.path, revision=source.revision)
-    if own.get_vocab() != tokenizer.get_vocab():
-        raise InputError(
-            f"`{name}` ({source.path}) reads another vocabulary than the data's tokenizer writes: "
-            f"give the data module {remedy}."
-        )

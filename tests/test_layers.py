@@ -23,6 +23,7 @@ LAYERS: dict[str, float] = {
     "losses": 1,
     "quantization": 1,
     "features": 1.5,
+    "compatibility": 1.5,
     "module": 2,
     "runner": 2,
     "measure": 2,

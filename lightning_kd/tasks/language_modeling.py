@@ -88,9 +88,6 @@ class LanguageModeling(Task):
                 raise expected("metrics", "made of perplexity", name)
         return MetricCollection({name: Perplexity() for name in names})
 
-    def predictions(self, logits: Mapping[str, Tensor]) -> Tensor:
-        return logits["logits"].argmax(-1)
-
     def outcomes(self, logits: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         return self._losses(logits, batch), batch["labels"]
 

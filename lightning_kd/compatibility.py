@@ -1,0 +1,92 @@
+"""Whether models, task, losses and data fit each other; asked before the first batch."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from transformers import AutoTokenizer, PretrainedConfig
+
+from lightning_kd._checks import InputError
+from lightning_kd.losses import DistillationLoss
+from lightning_kd.models import ModelSource, has_tokenizer
+from lightning_kd.tasks import Task
+
+__all__ = ["check_labels", "check_loss", "check_task", "check_vocabulary", "label_names_of"]
+
+
+def label_names_of(config: PretrainedConfig) -> list[str] | None:
+    """A model's label names by number; ``None`` where it has one output, a score."""
+    names = cast(dict[int, str], config.id2label or {})
+    return None if len(names) == 1 else [names[i] for i in sorted(names)]
+
+
+def _in_brackets(names: list[str] | None) -> str:
+    return f" ({', '.join(names)})" if names else ""
+
+
+def check_task(task: Task, multi_label: bool) -> None:
+    """Refuse a task for one label a row where the data have several, and the other way round."""
+    if task.multi_label != multi_label:
+        labels = "any number of labels" if multi_label else "one label"
+        kind = "MultiLabelClassification" if multi_label else "SequenceClassification"
+        raise InputError(
+            f"A row of the data has {labels}, but the task is {type(task).__name__}: set model.task.class_path to "
+            f"lightning_kd.tasks.{kind}."
+        )
+
+
+def check_labels(who: str, config: PretrainedConfig, label_names: list[str] | None) -> None:
+    """Refuse a model whose labels contradict the data's; text alone has none."""
+    if label_names == []:
+        return
+    if config.num_labels != (1 if label_names is None else len(label_names)):
+        wanted = "1 output (regression)" if label_names is None else f"{len(label_names)} labels"
+        raise InputError(
+            f"The data has {wanted}{_in_brackets(label_names)}, "
+            f"but {who} has {config.num_labels}: use a model with the data's labels."
+        )
+    own = label_names_of(config)
+    if own and label_names and own != label_names and not own[0].startswith("LABEL_"):
+        raise InputError(
+            f"The data's labels are {', '.join(label_names)}, but those of {who} are {', '.join(own)}: "
+            "names and order must be the same."
+        )
+
+
+def check_vocabulary(name: str, source: ModelSource, config: PretrainedConfig, tokenizer: Any) -> None:
+    """Refuse a model that reads another vocabulary than the data module's tokenizer writes."""
+    remedy = "the model's own tokenizer" if name == "model.student" else "the teacher's in teacher_tokenizers"
+    if len(tokenizer) > config.vocab_size:
+        raise InputError(
+            f"The tokenizer of the data has {len(tokenizer)} tokens, but `{name}` has embeddings for "
+            f"{config.vocab_size}: give the data module {remedy}."
+        )
+    if source.path is None or source.from_scratch or not has_tokenizer(source.path):
+        return
+    own = AutoTokenizer.from_pretrained(source.path, revision=source.revision)
+    if own.get_vocab() != tokenizer.get_vocab():
+        raise InputError(
+            f"`{name}` ({source.path}) reads another vocabulary than the data's tokenizer writes: "
+            f"give the data module {remedy}."
+        )
+
+
+def check_loss(name: str, loss: DistillationLoss, task: Task, num_teachers: int, other_vocabulary: bool) -> None:
+    """Refuse a loss that the task, the number of teachers or their vocabulary leaves without sense."""
+    if task.masks_classes and not loss.masks_classes:
+        raise InputError(
+            f"The loss {name!r} ({type(loss).__name__}) compares all classes of a row, but "
+            f"{type(task).__name__} leaves some out of each row. Use SoftTargetKL instead."
+        )
+    needs = loss.needs("teacher")
+    if needs and num_teachers > 1:
+        raise InputError(
+            f"The loss {name!r} compares inner states, which needs exactly one teacher, but there are {num_teachers}."
+        )
+    at_tokens = needs.queries or needs.keys or needs.values or (loss.token_by_token and not task.transfers_tokens)
+    if needs and other_vocabulary and at_tokens:
+        raise InputError(
+            f"The loss {name!r} compares student and teacher token by token, but the teacher reads another "
+            "vocabulary than the student. Use losses on logits, or on one vector an example (PatientKD, PKT, "
+            "RKDDistance, RKDAngle, SimilarityPreserving, CRD)."
+        )
