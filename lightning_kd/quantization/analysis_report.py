@@ -74,7 +74,8 @@ def draw_heat_map(rows: Sequence[LayerError], path: Path, metric: str | None = N
     panels = [(f"SQNR of {name}, dB", values, norm, "viridis", 0) for name, values in ratios.items()]
     if metric is not None:
         drops = grid("drop")
-        small = max(float(np.median(grid("standard_error"))), 1e-6)  # what lies below is noise
+        # What lies below is noise, or little beside the largest.
+        small = max(float(np.median(grid("standard_error"))), 0.01 * drops.max(), 1e-6)
         shades = SymLogNorm(small, vmin=0, vmax=max(drops.max(), 2 * small))
         panels.append((f"{metric}, worse by", drops, shades, "Reds", 1 if drops.max() >= 10 else 3))
     width = max(map(len, layers)) * 0.075 + len(panels) * max(1.8, 0.4 + 0.5 * len(bits))
