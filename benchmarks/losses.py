@@ -11,15 +11,16 @@ process of its own, less that of the same process before its first step.
 from __future__ import annotations
 
 import random
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedModel
 
@@ -27,11 +28,27 @@ from _common import parser, report, setting
 from lightning_kd import losses as k
 from lightning_kd.features import FeatureCapture
 from lightning_kd.losses import DistillationLoss, FeatureMatch, LayerPairMatch, SoftTargetKL
+from lightning_kd.losses.minilm import relation_heads
 from lightning_kd.optim import AdamW
 from lightning_kd.outputs import LossInputs, Needs
 
 LAST = [FeatureMatch(-1, -1)]
 TWO_LAYERS = [LayerPairMatch((0, -1), (0, -1))]
+
+
+class RelationFloor(k.MiniLMv2):
+    """The least that MiniLMv2 has to compute: its products and softmaxes and one sum, without masks."""
+
+    def compare(self, index: int, match: FeatureMatch, inputs: LossInputs) -> Tensor:
+        total = torch.zeros(())
+        for kind in self.reads:
+            scores = []
+            for features, layer in ((inputs.student, match.student_layer), (inputs.teacher, match.teacher_layer)):
+                vectors = relation_heads(getattr(features, kind)[layer], self.num_relation_heads)
+                scores.append(vectors @ vectors.transpose(-1, -2))
+            total = total - (F.softmax(scores[1], -1) * F.log_softmax(scores[0], -1)).mean()
+        return total
+
 
 #: One pair of layers each, where the loss takes pairs.
 LOSSES: dict[str, Callable[[], DistillationLoss]] = {
@@ -64,6 +81,8 @@ LOSSES: dict[str, Callable[[], DistillationLoss]] = {
     "AttentionKL": lambda: k.AttentionKL(LAST),
     "MiniLM": k.MiniLM,
     "MiniLMv2": k.MiniLMv2,
+    "MiniLMv2, 12 relation heads": lambda: k.MiniLMv2(num_relation_heads=12),
+    "MiniLMv2, floor": RelationFloor,
 }
 
 
@@ -144,10 +163,16 @@ def make(name: str) -> DistillationLoss | None:
 def peak_memory(name: str) -> float:
     """MiB that the first three steps of a fresh process add."""
     step = Step(*models(3), make(name))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident_peak()
     for _ in range(3):
         step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return (resident_peak() - before) / 1024
+
+
+def resident_peak() -> int:
+    """KiB; not ``getrusage``, whose figure a process takes over from the one that started it."""
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1])
 
 
 def main() -> None:
