@@ -239,12 +239,14 @@ def test_answers_are_taught_across_vocabularies(
 ) -> None:
     """Stops the teacher's end from being taught as a start, or the places of its tokens as those of the student's."""
     folder = write_questions(tmp_path / "qa", {"train": random_questions(24, 0), "validation": random_questions(9, 1)})
-    source = other(AutoModelForQuestionAnswering)
-    data = QADataModule(folder, tokenizer=str(tiny_model()), max_length=32, stride=8, batch_size=8)
+    source = str(tmp_path / "teacher")  # reads whole words, and the student their letters: starts and ends fall apart
+    AutoModelForQuestionAnswering.from_pretrained(tiny_model(head=False)).save_pretrained(source)
+    BertTokenizerFast.from_pretrained(tiny_model()).save_pretrained(source)
+    reader = other(AutoModelForQuestionAnswering)
+    data = QADataModule(folder, tokenizer=reader, max_length=48, stride=16, batch_size=8)
     data.teacher_tokenizer_sources = {"t": source}
     spy = Spy("start")
-    student = ModelSource(str(tiny_model(head=False)))
-    options = {"task": QuestionAnswering(), "student": student, "teachers": {"t": ModelSource(source)}}
+    options = {"task": QuestionAnswering(), "student": ModelSource(reader), "teachers": {"t": ModelSource(source)}}
     module = distillation(Recorded, losses={"soft": SoftTargetKL(), "spy": spy}, **options)
     make_trainer(callbacks=[CompressionReport()]).fit(module, datamodule=data)
     assert len(spy.seen) == 3
@@ -254,8 +256,9 @@ def test_answers_are_taught_across_vocabularies(
             output = module.teachers["t"](**module.task.model_inputs(own))
         assert own["input_ids"].shape != batch["input_ids"].shape
         for name, values in (("start", output.start_logits), ("end", output.end_logits)):
-            expected = carry_positions(values, own, batch, last=name == "end")
+            expected, wrong = (carry_positions(values, own, batch, last) for last in (name == "end", name != "end"))
             torch.testing.assert_close(seen.teacher.logits[name], expected)
+            assert not torch.allclose(expected, wrong), "or the test could not fail"
             assert seen.class_masks[name].shape == expected.shape
 
 

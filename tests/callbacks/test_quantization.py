@@ -323,6 +323,30 @@ def test_rounding_starts_when_it_is_told_to(
     assert module.rounded == rounded
 
 
+def test_epochs_in_float_are_compared_as_int8_too(distillation: Make, glue: Make, make_trainer: Make) -> None:
+    """Stops an epoch that is good in float alone from being chosen over all that were trained for int8."""
+    losses = []
+    for mode in ("ptq", "qat"):
+        module = distillation(Watched)
+        callback = QuantizationCallback(DynamicInt8(), mode=mode, start_epoch=1.0)
+        seen = ValidationLosses()
+        L.seed_everything(1)
+        make_trainer(max_epochs=2, callbacks=[callback, seen]).fit(module, datamodule=glue())
+        losses.append(seen.values[-2:])
+    assert losses[0][0] != losses[1][0], "the first epoch, trained in float by both"
+    assert losses[0][0] == pytest.approx(losses[1][0], abs=0.1)
+
+
+class ValidationLosses(L.Callback):
+    """Keeps the loss of each validation."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.values.append(trainer.callback_metrics["val/loss"].item())
+
+
 def test_an_interrupted_training_ends_in_the_same_folder(
     tmp_path: Path, distillation: Make, glue: Make, make_trainer: Make
 ) -> None:
