@@ -53,6 +53,8 @@ class TransformerDataModule(L.LightningDataModule):
     #: The splits of the data set that are validated on, one for each of ``evaluation_names``.
     validation_splits: Sequence[str] = ("validation",)
     label_column: str = "label"
+    #: Rows with the same text in this column are held out together; unless given, rows are held out one by one.
+    holdout_column: str | None = None
     #: Whether a row has several labels or none: ``(rows, labels)`` of 0 and 1.
     multi_label: bool = False
     #: Training rows without a label, for the teacher to teach on; they stand behind the others.
@@ -229,9 +231,10 @@ class TransformerDataModule(L.LightningDataModule):
 
     def _hold_out(self, rows: Dataset) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         labelled = len(rows) - self.num_unlabelled
-        kept, held_out = hold_out(
-            rows, self.text_columns, self.holdout_size, self.holdout_seed, labelled, "holdout_size"
-        )
+        column = self.holdout_column
+        columns = self.text_columns if column is None else (column,)
+        size, together = self.holdout_size, column is not None
+        kept, held_out = hold_out(rows, columns, size, self.holdout_seed, labelled, "holdout_size", together)
         if self.max_train_rows is not None:
             kept = np.random.default_rng(self.seed).permutation(kept)[: self.max_train_rows]
         return np.sort(kept), held_out

@@ -15,7 +15,7 @@ __all__ = ["hold_out"]
 
 
 def hold_out(
-    rows: Dataset, columns: Sequence[str], size: int, seed: int, labelled: int, option: str
+    rows: Dataset, columns: Sequence[str], size: int, seed: int, labelled: int, option: str, together: bool = False
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Draw rows at random; rows whose text equals that of a drawn row are left out of the others.
 
@@ -26,6 +26,8 @@ def hold_out(
         seed: Of the draw.
         labelled: The first rows, among which to draw.
         option: That sets ``size``.
+        together: Draw texts rather than rows, each with all of its rows, until there are ``size`` rows; of the last
+            text only as many as are wanted.
 
     Returns:
         The numbers of the rows that are left, in no order, and of those that were drawn, sorted.
@@ -36,15 +38,21 @@ def hold_out(
     if size and size >= labelled:
         raise expected(option, f"below the {labelled:,} rows of the training split", size)
     order = np.random.default_rng(seed).permutation(labelled)
+    texts = list(zip(*(map(_hashable, rows[column]) for column in columns), strict=True)) if size else []
+    if size and together:
+        place: dict[tuple[str | tuple[str, ...], ...], int] = {}
+        order = order[np.argsort([place.setdefault(texts[i], len(place)) for i in order], kind="stable")]
     held_out = np.sort(order[:size])
     kept = np.concatenate([order[size:], np.arange(labelled, len(rows))])
     if size:
-        texts = list(zip(*(map(_hashable, rows[column]) for column in columns), strict=True))
         taken = {texts[i] for i in held_out}
         before = len(kept)
         kept = np.asarray([i for i in kept if texts[i] not in taken], dtype=np.int64)
         if len(kept) < before:
-            rank_zero_info(f"{before - len(kept):,} training rows equal a held-out row and are left out")
+            shared = "are about a held-out passage" if together else "equal a held-out row"
+            rank_zero_info(f"{before - len(kept):,} training rows {shared} and are left out")
+        if not len(kept):
+            raise expected(option, "small enough to leave rows to train on", size)
     return kept, held_out
 
 

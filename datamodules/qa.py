@@ -67,8 +67,7 @@ class QADataModule(TransformerDataModule):
     A passage that is too long for the model is read in overlapping windows, all of a question in one batch. A window
     that does not hold the answer is labelled "no answer", in sets where every question has one, too. Of several true
     answers the first is learned. An answer that does not stand at its offset is taken from the nearest place where it
-    does; a training row whose passage does not hold its answer at all is left out, and both are counted in the log. A
-    held-out question may be about a passage that is trained on with other questions.
+    does; a training row whose passage does not hold its answer at all is left out, and both are counted in the log.
 
     Args:
         path: Hub name, or a local folder: in the Hub's layout, or with JSON files, see
@@ -80,8 +79,8 @@ class QADataModule(TransformerDataModule):
             whole in no window; such rows have no label, and are counted in the log.
         batch_size: Questions in a training batch, on each device.
         eval_batch_size: Questions in an evaluation batch.
-        holdout_size: Rows taken out of the training split, to test on: never trained on and never used to choose a
-            checkpoint. Rows whose text equals that of a held-out row leave the training split, too.
+        holdout_size: Questions taken out of the training split, to test on: never trained on and never used to choose
+            a checkpoint. Passages are drawn, each with all of its questions, so that none of them is trained on.
         max_train_rows: Train on this many rows, drawn at random.
         num_workers: Processes that collate; 0 is fast enough for a CPU.
         holdout_seed: Of the held-out rows: the same for a teacher and for the students that are tested on them.
@@ -93,6 +92,7 @@ class QADataModule(TransformerDataModule):
 
     text_columns = ("question", "context")
     label_column = "answers"
+    holdout_column = "context"
     metric_names = ("f1", "exact_match")
 
     def __init__(

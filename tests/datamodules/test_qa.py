@@ -227,6 +227,24 @@ def test_wrong_offsets_are_mended_or_left_out_and_counted(
     assert "2 training rows are left out: their passage does not hold their answer" in log.text
 
 
+def test_passages_are_held_out_with_all_their_questions(
+    qa: Make, tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    """Stops a held-out question whose passage was trained on with others, and one passage from being the whole test."""
+    rows = [row(context=f"ba ko {word}", question=f"ba {i}") for i in range(4) for word in WORDS[:6]]
+    data = qa(write(tmp_path / "rows", {"train": rows, "validation": rows}), holdout_size=10)
+    data.setup("fit")
+    train, test = ([rows[i]["context"] for i in data._rows[name].index] for name in ("train", "test"))
+    assert not set(train) & set(test)
+    assert len(test) == 10 and len(set(test)) == 3, "two whole passages and a half"
+    assert len(train) == 12 and "2 training rows are about a held-out passage and are left out" in log.text
+    other = qa(data.path, holdout_size=10, holdout_seed=1)
+    other.setup("fit")
+    assert {rows[i]["context"] for i in other._rows["test"].index} != set(test)
+    with pytest.raises(InputError, match="`holdout_size` to be small enough to leave rows to train on, but got 21"):
+        qa(data.path, holdout_size=21).setup("fit")
+
+
 def test_cmrc_has_wrong_offsets(shared: Path, log: pytest.LogCaptureFixture) -> None:
     """Stops the rows whose offset the source has wrong from being learned as they stand."""
     tokenizer = str(shared / "data" / "vocab" / "bert-base-chinese")
