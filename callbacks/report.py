@@ -188,7 +188,7 @@ class CompressionReport(L.Callback):
         for callback in callbacks:
             if isinstance(callback, QuantizationCallback) and callback.folder is not None:
                 forward = Runner.open(callback.folder, self.threads).forward
-                int8 = f"int8, {callback.quantizer.name}"
+                int8 = f"{callback.quantizer.format}, {callback.quantizer.name}"
                 if any(c.name == int8 for c in found):
                     int8 += f" ({callback.folder.name})"
                 size = weight_bytes(callback.folder)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_kd._checks import InputError
 from lightning_kd.quantization.fake_quantize import Rounding
 
-__all__ = ["Forward", "Quantizer", "logit_outputs", "named_logits", "unreadable"]
+__all__ = ["Forward", "Quantizer", "logit_outputs", "named_logits", "quantizable_layers", "unreadable"]
 
 #: A batch's tensors by name to logits by name, on the CPU.
 Forward = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
@@ -27,12 +27,14 @@ class Quantizer(ABC):
     beside it are the caller's.
     """
 
-    #: As reports show it.
-    name: ClassVar[str]
+    #: The backend as reports show it, behind ``format``; options that change the arithmetic are in it.
+    name: str
+    #: What the weights become, as reports show it.
+    format: str = "int8"
     #: The file that tells a folder of this backend from others.
     file_name: ClassVar[str]
     #: Whether :meth:`convert` runs the model on training batches to find the range of its activations.
-    needs_calibration: ClassVar[bool] = False
+    needs_calibration: bool = False
 
     @property
     def rounding(self) -> Rounding:
@@ -54,13 +56,20 @@ class Quantizer(ABC):
         """
 
     @abstractmethod
-    def convert(self, model: PreTrainedModel, calibration: Sequence[Mapping[str, Tensor]], folder: Path) -> None:
+    def convert(
+        self,
+        model: PreTrainedModel,
+        calibration: Sequence[Mapping[str, Tensor]],
+        folder: Path,
+        keep_float: Collection[str] = (),
+    ) -> None:
         """Write ``model`` as int8 into ``folder``.
 
         Args:
             model: The float32 student, in eval mode on the CPU; it is not changed.
             calibration: The model's inputs for some training batches; empty unless ``needs_calibration``.
             folder: An existing folder.
+            keep_float: Dotted names of the layers that stay in float, among :func:`quantizable_layers`.
         """
 
     @classmethod
@@ -75,6 +84,16 @@ class Quantizer(ABC):
         Raises:
             InputError: If an extra of the package is missing, or the files are damaged or do not fit each other.
         """
+
+
+def quantizable_layers(model: nn.Module) -> list[str]:
+    """The dotted names of the layers that backends quantize, in the model's own order.
+
+    Example:
+        >>> quantizable_layers(nn.Sequential(nn.Embedding(3, 2), nn.ReLU(), nn.Linear(2, 2)))
+        ['0', '2']
+    """
+    return [name for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Embedding, nn.LSTM, nn.GRU))]
 
 
 def logit_outputs(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[str]:

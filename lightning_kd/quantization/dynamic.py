@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
 from lightning_kd._checks import InputError
-from lightning_kd.quantization.base import Forward, Quantizer, named_logits, unreadable
+from lightning_kd.quantization.base import Forward, Quantizer, named_logits, quantizable_layers, unreadable
 from lightning_kd.quantization.fake_quantize import Rounding
 
 __all__ = ["DynamicInt8"]
+
+_SCALE = "_scale"
 
 
 class DynamicInt8(Quantizer):
@@ -33,15 +35,21 @@ class DynamicInt8(Quantizer):
         and is faster on processors with int8 dot products (AVX-512 VNNI, AVX-VNNI, AMX).
     """
 
-    name: ClassVar[str] = "torch"
+    name = "torch"
     file_name: ClassVar[str] = "int8.safetensors"
 
     @property
     def rounding(self) -> Rounding:
         return Rounding(127.5, (-128, 127), activation_steps=127, embedding="row")
 
-    def convert(self, model: PreTrainedModel, calibration: Sequence[Mapping[str, Tensor]], folder: Path) -> None:
-        save_file(_state(_quantize(model)), folder / self.file_name)
+    def convert(
+        self,
+        model: PreTrainedModel,
+        calibration: Sequence[Mapping[str, Tensor]],
+        folder: Path,
+        keep_float: Collection[str] = (),
+    ) -> None:
+        save_file(_state(_quantize(model, keep_float)), folder / self.file_name)
 
     @classmethod
     def open(cls, folder: Path, threads: int | None = None) -> Forward:
@@ -59,7 +67,9 @@ class DynamicInt8(Quantizer):
             state = load_file(folder / cls.file_name)
         except SafetensorError as error:
             raise unreadable(folder / cls.file_name) from error
-        model = _quantize(kind._from_config(config).eval())
+        empty = kind._from_config(config).eval()
+        quantized = {key.removesuffix(_SCALE).rpartition(".")[0] for key in state if key.endswith(_SCALE)}
+        model = _quantize(empty, set(quantizable_layers(empty)) - quantized)
         if _layout(state) != _layout(_state(model)):
             raise unreadable(folder / cls.file_name)
         for name, module in list(model.named_modules()):
@@ -93,7 +103,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _quantize(model: PreTrainedModel) -> nn.Module:
+def _quantize(model: PreTrainedModel, keep_float: Collection[str]) -> nn.Module:
     with _quiet():
         from torch.ao.quantization import (
             float_qparams_weight_only_qconfig,
@@ -101,9 +111,10 @@ def _quantize(model: PreTrainedModel) -> nn.Module:
             quantize_dynamic,
         )
 
-        types = dict.fromkeys((nn.Linear, nn.LSTM, nn.GRU), per_channel_dynamic_qconfig)
-        types[nn.Embedding] = float_qparams_weight_only_qconfig
-        return quantize_dynamic(copy.deepcopy(model).eval(), types)
+        layers: dict[Any, Any] = dict.fromkeys((nn.Linear, nn.LSTM, nn.GRU), per_channel_dynamic_qconfig)
+        layers[nn.Embedding] = float_qparams_weight_only_qconfig
+        layers.update(dict.fromkeys(keep_float))
+        return quantize_dynamic(copy.deepcopy(model).eval(), layers)
 
 
 def _is_quantized(module: nn.Module) -> bool:
@@ -142,13 +153,13 @@ def _unpack(module: Any) -> dict[str, Tensor]:
     tensors = {}  # copies: those of an embedding point into the module's memory, and do not keep it alive
     for name, weight in weights.items():
         tensors[name] = weight.int_repr()
-        tensors[f"{name}_scale"] = weight.q_per_channel_scales().clone()
+        tensors[f"{name}{_SCALE}"] = weight.q_per_channel_scales().clone()
         tensors[f"{name}_zero_point"] = weight.q_per_channel_zero_points().clone()
     return {**tensors, **{name: bias.detach().clone() for name, bias in biases.items()}}
 
 
 def _pack(module: Any, tensors: Mapping[str, Tensor]) -> None:
-    scales = {name.removesuffix("_scale"): scale for name, scale in tensors.items() if name.endswith("_scale")}
+    scales = {name.removesuffix(_SCALE): scale for name, scale in tensors.items() if name.endswith(_SCALE)}
     weights = {
         name: torch._make_per_channel_quantized_tensor(tensors[name], scale, tensors[f"{name}_zero_point"], 0)
         for name, scale in scales.items()

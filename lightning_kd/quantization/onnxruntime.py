@@ -7,7 +7,7 @@ import importlib.util
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
@@ -38,7 +38,7 @@ class ONNXRuntimeInt8(Quantizer):
             in 16 bits, which overflow with 8-bit weights; leave it on unless the model is served with VNNI or AMX.
     """
 
-    name: ClassVar[str] = "ONNX Runtime"
+    name = "ONNX Runtime"
     file_name: ClassVar[str] = "model.onnx"
 
     def __init__(self, reduce_range: bool = True) -> None:
@@ -54,7 +54,13 @@ class ONNXRuntimeInt8(Quantizer):
             if importlib.util.find_spec(package) is None:
                 raise _missing()
 
-    def convert(self, model: PreTrainedModel, calibration: Sequence[Mapping[str, Tensor]], folder: Path) -> None:
+    def convert(
+        self,
+        model: PreTrainedModel,
+        calibration: Sequence[Mapping[str, Tensor]],
+        folder: Path,
+        keep_float: Collection[str] = (),
+    ) -> None:
         self.check()
         from onnxruntime.quantization import QuantType, quantize_dynamic
 

@@ -7,7 +7,7 @@ import importlib.util
 import logging
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,9 +37,9 @@ class OpenVINOInt8(Quantizer):
             in 16 bits, which overflow with 8-bit weights; leave it on unless the model is served with VNNI or AMX.
     """
 
-    name: ClassVar[str] = "OpenVINO"
+    name = "OpenVINO"
     file_name: ClassVar[str] = "openvino_model.xml"
-    needs_calibration: ClassVar[bool] = True
+    needs_calibration = True
 
     def __init__(self, reduce_range: bool = True) -> None:
         self.reduce_range = reduce_range
@@ -49,7 +49,13 @@ class OpenVINOInt8(Quantizer):
         if importlib.util.find_spec("nncf") is None:
             raise _missing()
 
-    def convert(self, model: PreTrainedModel, calibration: Sequence[Mapping[str, Tensor]], folder: Path) -> None:
+    def convert(
+        self,
+        model: PreTrainedModel,
+        calibration: Sequence[Mapping[str, Tensor]],
+        folder: Path,
+        keep_float: Collection[str] = (),
+    ) -> None:
         if not calibration:
             raise InputError("OpenVINOInt8 needs training batches to calibrate on, but got none.")
         openvino = _openvino()
