@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from lightning_kd.callbacks.report import Report
+    from lightning_kd.callbacks.report import Report, ReportRow, Times
 
 __all__ = ["draw_chart", "markdown_table", "print_table", "table"]
 
@@ -19,6 +19,8 @@ def table(report: Report) -> tuple[list[str], list[list[str]]]:
     header = ["model", "parameters", "size"]
     header += [f"{metric}, {split}" for split, metrics in report.rows[0].metrics.items() for metric in metrics]
     header += ["kept", "agrees with float", "ms, p50", "ms, p95", "texts/s", "smaller", "faster"]
+    for threads in report.rows[0].more_threads:
+        header += [f"{name}, {_threads(threads)}" for name in ("ms, p50", "ms, p95", "texts/s", "faster")]
     cells = []
     for row in report.rows:
         line = [row.name, f"{row.parameters / 1e6:.1f} M", f"{row.bytes / 1e6:.1f} MB"]
@@ -27,15 +29,24 @@ def table(report: Report) -> tuple[list[str], list[list[str]]]:
         line += [
             "" if row.kept is None else f"{row.kept:.1f} %",
             "" if row.agreement is None else f"{100 * row.agreement:.1f} %",
-            f"{row.latency_p50:.2f}",
-            f"{row.latency_p95:.2f}",
-            f"{row.throughput:.0f}",
+            *_speed(row)[:3],
             "" if row.times_smaller is None else f"{row.times_smaller:.1f} x",
-            "" if row.times_faster is None else f"{row.times_faster:.1f} x",
+            _speed(row)[3],
         ]
+        for times in row.more_threads.values():
+            line += _speed(times)
         cells.append(line)
     used = [i for i in range(len(header)) if any(line[i] for line in cells)]
     return [header[i] for i in used], [[line[i] for i in used] for line in cells]
+
+
+def _speed(times: ReportRow | Times) -> list[str]:
+    faster = "" if times.times_faster is None else f"{times.times_faster:.1f} x"
+    return [f"{times.latency_p50:.2f}", f"{times.latency_p95:.2f}", f"{times.throughput:.0f}", faster]
+
+
+def _threads(number: int) -> str:
+    return f"{number} thread{'s' if number > 1 else ''}"
 
 
 def _notes(report: Report) -> list[str]:
@@ -45,15 +56,19 @@ def _notes(report: Report) -> list[str]:
         if report.main_split == "test"
         else "also used to choose the checkpoint: hold rows out to measure without that bias"
     )
-    threads = report.setting["threads"]
+    has_teacher = report.rows[0].name.startswith("teacher")
     notes = [
         f"Data: {report.setting['data']}. Rows: {rows}. Those of {report.main_split} are {chosen}.",
         "±: standard error.",
     ]
     if any(row.kept is not None for row in report.rows):
-        notes.append(f"Kept: {report.main_metric} on {report.main_split}, as a share of the teacher's.")
+        notes.append(
+            f"Kept: {report.main_metric} on {report.main_split}, as a share of that of the "
+            f"{'teacher' if has_teacher else 'float model'}; smaller and faster are to the same."
+        )
+    notes += [f"{row.name}: kept in float: {', '.join(row.kept_float)}." for row in report.rows if row.kept_float]
     notes.append(
-        f"Times: {threads} thread{'s' if threads > 1 else ''}, {report.setting['processor']}; forward pass without the "
+        f"Times: {_threads(report.setting['threads'])}, {report.setting['processor']}; forward pass without the "
         "tokenizer; ms for one text, texts/s in batches of 32; all models interleaved."
     )
     return notes
@@ -126,8 +141,7 @@ def draw_chart(report: Report, path: Path) -> None:
     )
     axes.margins(x=0.1, y=0.6)
     axes.set_xlim(left=0)
-    threads = report.setting["threads"]
-    axes.set_xlabel(f"latency of one text, median, ms ({threads} thread{'s' if threads > 1 else ''})")
+    axes.set_xlabel(f"latency of one text, median, ms ({_threads(report.setting['threads'])})")
     axes.set_ylabel(f"{report.main_metric}, {report.main_split} ({report.split_rows[report.main_split]:,} rows)")
     axes.set_title("Area of a point: size on disk. Bars: standard error.", fontsize=9, loc="left")
     axes.grid(color="0.9", zorder=0)

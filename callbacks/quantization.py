@@ -9,8 +9,9 @@ from typing import Any, Literal, cast
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from transformers import PreTrainedModel
 
-from lightning_kd._checks import InputError, expected
+from lightning_kd._checks import InputError, check_range, expected
 from lightning_kd.callbacks._fit_end import (
     best_student,
     callbacks_of,
@@ -21,11 +22,19 @@ from lightning_kd.callbacks._fit_end import (
     write_folder,
 )
 from lightning_kd.callbacks.export import save_tokenizer
+from lightning_kd.measure import evaluate
 from lightning_kd.module import DistillationModule
-from lightning_kd.quantization import Quantizer
+from lightning_kd.quantization import Forward, Quantizer
+from lightning_kd.quantization.analysis import check_extra
+from lightning_kd.quantization.base import quantizable_layers
 from lightning_kd.quantization.fake_quantize import fake_quantize, restore
+from lightning_kd.quantization.guard import fewest_in_float, sensitive_layers
+from lightning_kd.runner import forward_of
 
 __all__ = ["QuantizationCallback"]
+
+#: Training batches on which layers are compared with each other.
+_SENSITIVITY_BATCHES = 4
 
 
 class QuantizationCallback(L.Callback):
@@ -36,6 +45,11 @@ class QuantizationCallback(L.Callback):
     teacher's too, is that of the rounded student, and so are the validation metrics of the whole fit, by which the best
     checkpoint is chosen. Its checkpoints are those of a float student.
 
+    With ``max_drop`` the quantized student is compared with the float one on the validation split. If it loses more,
+    the layers whose quantization moves the logits most on training batches stay in float: as few of them as are needed,
+    at most half of all. ``kept_float``, the log and the report say which. If that is not enough, nothing is written and
+    the fit ends with an error; the float student has been exported by then.
+
     The module's student is float again when training ends. The folder holds the int8 model, ``config.json`` with the
     label names and the tokenizer; :class:`lightning_kd.Runner` opens it.
 
@@ -45,10 +59,12 @@ class QuantizationCallback(L.Callback):
         calibration_batches: Training batches that a static backend finds the range of the activations on, above 0.
         mode: ``ptq`` or ``qat``.
         start_epoch: The epoch from which on ``qat`` rounds, at least 0; 1.5 is the middle of the second.
+        max_drop: How much of the data's first metric may be lost, in the metric's own unit: 0.005 of an accuracy is
+            half a point. Any loss unless given. Needs the extra ``torchao``.
 
     Raises:
-        InputError: In ``setup("fit")``, if the backend's extra is missing, it cannot be trained for, or training ends
-            before ``start_epoch``.
+        InputError: In ``setup("fit")``, if an extra is missing, the backend cannot be trained for, or training ends
+            before ``start_epoch``; at the end of a fit, if the student loses more than ``max_drop``.
     """
 
     def __init__(
@@ -58,17 +74,23 @@ class QuantizationCallback(L.Callback):
         calibration_batches: int = 32,
         mode: Literal["ptq", "qat"] = "ptq",
         start_epoch: float = 0.0,
+        max_drop: float | None = None,
     ) -> None:
         if calibration_batches < 1:
             raise expected("calibration_batches", "at least 1", calibration_batches)
         if not 0 <= start_epoch < float("inf"):
             raise expected("start_epoch", "at least 0", start_epoch)
+        if max_drop is not None:
+            check_range("max_drop", max_drop, 0)
         self.quantizer = quantizer
         self.mode = mode
         self.start_epoch = start_epoch
         self.export_dir = export_dir
         self.calibration_batches = calibration_batches
         self._started = self._rounds = False
+        self.max_drop = max_drop
+        #: The layers that ``max_drop`` kept in float.
+        self.kept_float: list[str] = []
         #: Where the int8 model is, once it is written.
         self.folder: Path | None = None
 
@@ -80,6 +102,10 @@ class QuantizationCallback(L.Callback):
         if stage != "fit":
             return
         self.quantizer.check()
+        if self.max_drop is not None:
+            check_extra()
+            if not hasattr(data_of(trainer), "evaluation_batches"):
+                raise InputError("`max_drop` needs a data module of lightning_kd.datamodules.")
         folder = output_path(trainer, self.export_dir, "int8")
         for other in callbacks_of(trainer):
             if other is not self and isinstance(other, QuantizationCallback):
@@ -136,22 +162,75 @@ class QuantizationCallback(L.Callback):
 
         def write(partial: Path) -> None:
             model = best_student(trainer, pl_module)
-            self.quantizer.convert(model, self._calibration(trainer, pl_module), partial)
             model.config.architectures = [type(model).__name__]
             model.config.save_pretrained(partial)
             save_tokenizer(trainer, partial)
+            batches = self._calibration(trainer, pl_module)
+            if self.max_drop is None:
+                self.quantizer.convert(model, batches, partial)
+            else:
+                self.kept_float = self._convert_within(self.max_drop, model, batches, partial, trainer, pl_module)
 
         rank_zero_info(f"Quantizing the student with {self.quantizer.name}")
         on_rank_zero(trainer, lambda: write_folder(folder, write))
         self.folder = folder
         rank_zero_info(f"Int8 student: {folder}")
 
+    def _convert_within(
+        self,
+        max_drop: float,
+        model: PreTrainedModel,
+        calibration: list[dict[str, Any]],
+        folder: Path,
+        trainer: L.Trainer,
+        module: DistillationModule,
+    ) -> list[str]:
+        """Write the model with as few layers in float as ``max_drop`` asks for; their names."""
+        data, task = data_of(trainer), module.task
+        name, split = data.metric_names[0], data.validation_splits[0]
+        rows = data.evaluation_batches(split)
+        sign = -1 if task.metrics([name], data.label_names)[name].higher_is_better is False else 1
+
+        def score(forward: Forward) -> float:
+            return sign * evaluate(forward, task, rows, [name], data.label_names).metrics[name].value
+
+        reference = score(forward_of(model, task))
+        order: list[str] = []
+        written = 0
+
+        def drop(layers: int) -> float:
+            nonlocal written
+            if layers and not order:
+                batches = self._training_batches(trainer, module, _SENSITIVITY_BATCHES)
+                order.extend(sensitive_layers(model, batches, self.quantizer.scheme))
+            self.quantizer.convert(model, calibration, folder, order[:layers])
+            written = layers
+            lost = reference - score(self.quantizer.open(folder))
+            kept = f" with {', '.join(order[:layers])} in float" if layers else ""
+            rank_zero_info(f"{self.quantizer.name} loses {lost:.4f} of {name} on the {split} split{kept}")
+            return lost
+
+        most = max(1, len(quantizable_layers(model)) // 2)
+        layers = fewest_in_float(drop, max_drop, most)
+        if layers is None:
+            raise InputError(
+                f"The quantized student loses more {name} on the {split} split than max_drop, {max_drop:g}, even with "
+                f"{most} of its layers in float, and is not written: allow more, take another quantizer or `mode: qat`."
+            )
+        if written != layers:
+            self.quantizer.convert(model, calibration, folder, order[:layers])
+        return order[:layers]
+
     def _calibration(self, trainer: L.Trainer, module: DistillationModule) -> list[dict[str, Any]]:
         if not self.quantizer.needs_calibration:
             return []
+        return self._training_batches(trainer, module, self.calibration_batches)
+
+    @staticmethod
+    def _training_batches(trainer: L.Trainer, module: DistillationModule, count: int) -> list[dict[str, Any]]:
         data = data_of(trainer)
         if hasattr(data, "calibration_batches"):
-            batches = data.calibration_batches(self.calibration_batches)
+            batches = data.calibration_batches(count)
         else:
-            batches = list(islice(trainer.train_dataloader or [], self.calibration_batches))
+            batches = list(islice(trainer.train_dataloader or [], count))
         return [module.task.model_inputs(batch) for batch in batches]

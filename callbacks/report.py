@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from lightning_kd._checks import InputError, expected
 from lightning_kd.callbacks._drawing import draw_chart, markdown_table, print_table
@@ -30,7 +31,7 @@ from lightning_kd.quantization import Forward
 from lightning_kd.runner import Runner, forward_of, weight_bytes
 from lightning_kd.tasks import Task
 
-__all__ = ["CompressionReport", "Report", "ReportRow"]
+__all__ = ["CompressionReport", "Report", "ReportRow", "Times"]
 
 _ROUNDS = 5
 _LATENCY_ROWS = 64
@@ -39,21 +40,42 @@ _THROUGHPUT_SIZE = 32
 
 
 @dataclass(frozen=True)
+class Times:
+    """How fast a model is with some number of threads.
+
+    Attributes:
+        latency_p50: Milliseconds for one text.
+        latency_p95: Milliseconds for one text.
+        throughput: Texts a second in batches of 32.
+        times_faster: Median over paired measurements of the reference's time over this model's, one text; None without
+            a reference.
+    """
+
+    latency_p50: float
+    latency_p95: float
+    throughput: float
+    times_faster: float | None
+
+
+@dataclass(frozen=True)
 class ReportRow:
-    """One model of a report.
+    """One model of a report. Ratios are to the teacher; without one, to the float model if it was quantized.
 
     Attributes:
         name: ``teacher``, ``student`` (``model`` without a teacher), ``int8, <backend>`` or a baseline's name.
         parameters: Number of parameters; of an int8 model, those of the float model it was made from.
         bytes: On disk, weights and graph.
         metrics: By split, by metric.
-        kept: Percent of the teacher's main metric on the main split; None without a teacher.
+        kept: Percent of the reference's main metric on the main split; None without a reference, and for a metric of
+            which less is better.
         agreement: Share of rows of the main split on which an int8 model predicts the same as its float model.
         latency_p50: Milliseconds for one text.
         latency_p95: Milliseconds for one text.
         throughput: Texts a second in batches of 32.
-        times_smaller: Bytes of the teacher over bytes.
-        times_faster: Median over paired measurements of the teacher's time over this model's, one text.
+        times_smaller: Bytes of the reference over bytes.
+        times_faster: Median over paired measurements of the reference's time over this model's, one text.
+        kept_float: The layers of a quantized model that ``max_drop`` kept in float.
+        more_threads: The times with other numbers of threads, by their number.
     """
 
     name: str
@@ -67,6 +89,8 @@ class ReportRow:
     agreement: float | None = None
     times_smaller: float | None = None
     times_faster: float | None = None
+    kept_float: tuple[str, ...] = ()
+    more_threads: dict[int, Times] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,12 +115,13 @@ class Report:
 @dataclass(frozen=True)
 class _Candidate:
     name: str
-    forward: Forward
+    forwards: dict[int, Forward]  # by the number of threads
     task: Task
     parameters: int
     bytes: int
     float_name: str | None = None
     encoding: str | None = None  # the teacher's name, if it reads another vocabulary
+    kept_float: tuple[str, ...] = ()
 
     def own(self, batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
         """The batch as this model reads it."""
@@ -116,7 +141,7 @@ class CompressionReport(L.Callback):
     Args:
         baselines: Further models to measure, by name: transformers folders for the same task and tokenizer, e.g. the
             same student trained without the teacher.
-        threads: Threads of each model while it is timed, above 0.
+        threads: Threads of each model while it is timed, above 0; of several numbers, the first is that of the chart.
         path: The folder for the three files; ``trainer.default_root_dir`` unless given.
 
     Raises:
@@ -124,11 +149,13 @@ class CompressionReport(L.Callback):
             the order of the callbacks is wrong.
     """
 
-    def __init__(self, baselines: dict[str, str] | None = None, threads: int = 1, path: str | None = None) -> None:
-        if threads < 1:
-            raise expected("report.threads", "at least 1", threads)
+    def __init__(
+        self, baselines: dict[str, str] | None = None, threads: int | list[int] = 1, path: str | None = None
+    ) -> None:
         self.baselines = dict(baselines or {})
-        self.threads = threads
+        self.threads = [threads] if isinstance(threads, int) else list(dict.fromkeys(threads))
+        if not self.threads or min(self.threads) < 1:
+            raise expected("report.threads", "at least 1", threads)
         self.path = path
         #: What was measured, on rank 0 after the fit.
         self.report: Report | None = None
@@ -139,7 +166,7 @@ class CompressionReport(L.Callback):
         if not hasattr(data_of(trainer), "evaluation_batches"):
             raise InputError("CompressionReport needs a data module of lightning_kd.datamodules.")
         for name, folder in self.baselines.items():
-            if name.startswith(("teacher", "int8")) or name in ("student", "model"):
+            if name.startswith(("teacher", "int8", "int4")) or name in ("student", "model"):
                 raise expected("report.baselines", "names that no other row of the report has", name)
             if not (Path(folder) / "config.json").is_file():
                 raise expected(f"report.baselines.{name}", "a folder with a model", folder, "There is no config.json.")
@@ -172,28 +199,32 @@ class CompressionReport(L.Callback):
             size = weight_bytes(Path(path)) if local and path else _tensor_bytes(teacher)
             label = "teacher" if len(module.teachers) == 1 else f"teacher {name}"
             encoding = name if name in data_of(trainer).teacher_tokenizers else None
-            forward, task = forward_of(teacher.cpu(), module.task), module.task.with_config(teacher.config)
-            found.append(_Candidate(label, forward, task, count_parameters(teacher), size, encoding=encoding))
+            forwards, task = self._in_torch(teacher.cpu(), module.task), module.task.with_config(teacher.config)
+            found.append(_Candidate(label, forwards, task, count_parameters(teacher), size, encoding=encoding))
         for name, folder in self.baselines.items():
             model = load_trained(ModelSource(folder), module.task.auto_class, f"report.baselines.{name}")
             size, task = weight_bytes(Path(folder)), module.task.with_config(model.config)
-            found.append(_Candidate(name, forward_of(model, task), task, count_parameters(model), size))
+            found.append(_Candidate(name, self._in_torch(model, task), task, count_parameters(model), size))
         student = best_student(trainer, module)
         parameters = count_parameters(student)
         callbacks = callbacks_of(trainer)
         exported = [c.folder for c in callbacks if isinstance(c, StudentExport) and c.folder is not None]
         size = weight_bytes(exported[0]) if exported else _tensor_bytes(student)
         name = "student" if module.teachers else "model"  # without a teacher it may be one to be
-        found.append(_Candidate(name, forward_of(student, module.task), module.task, parameters, size))
+        found.append(_Candidate(name, self._in_torch(student, module.task), module.task, parameters, size))
         for callback in callbacks:
             if isinstance(callback, QuantizationCallback) and callback.folder is not None:
-                forward = Runner.open(callback.folder, self.threads).forward
+                forwards = {n: Runner.open(callback.folder, n).forward for n in self.threads}
                 int8 = f"{callback.quantizer.format}, {callback.quantizer.name}"
                 if any(c.name == int8 for c in found):
                     int8 += f" ({callback.folder.name})"
                 size = weight_bytes(callback.folder)
-                found.append(_Candidate(int8, forward, module.task, parameters, size, name))
+                kept = tuple(callback.kept_float)
+                found.append(_Candidate(int8, forwards, module.task, parameters, size, name, kept_float=kept))
         return found
+
+    def _in_torch(self, model: PreTrainedModel, task: Task) -> dict[int, Forward]:
+        return dict.fromkeys(self.threads, forward_of(model, task))
 
     def _measure(self, trainer: L.Trainer, module: DistillationModule) -> Report:
         data = data_of(trainer)
@@ -207,37 +238,61 @@ class CompressionReport(L.Callback):
             batches = data.evaluation_batches(split)
             for c in candidates:
                 own = [c.own(batch) for batch in batches]
-                found = evaluate(c.forward, c.task, own, data.metric_names, data.label_names)
+                found = evaluate(c.forwards[self.threads[0]], c.task, own, data.metric_names, data.label_names)
                 evaluations[c.name][split] = found
-        forwards = {c.name: c.forward for c in candidates}
         single, many = _timing_batches(data, module, candidates, main_split)
-        latency = time_interleaved(forwards, single, _ROUNDS, self.threads)
-        throughput = time_interleaved(forwards, many, _ROUNDS, self.threads)
         main_metric = data.metric_names[0]
-        teacher = candidates[0] if module.teachers else None
+        has_int8 = any(c.float_name for c in candidates)
+        reference = candidates[0] if module.teachers else next(c for c in candidates[::-1] if not c.float_name)
+        times = {n: self._times(n, candidates, reference.name, single, many) for n in self.threads}
+        whole = evaluations[reference.name][main_split].metrics[main_metric].value
+        more_is_better = module.task.metrics([main_metric], data.label_names)[main_metric].higher_is_better is not False
+        has_ratios = bool(module.teachers) or has_int8
         rows = []
         for c in candidates:
             done = evaluations[c.name]
             value = done[main_split].metrics[main_metric].value
+            own = {n: by_name[c.name] for n, by_name in times.items()}
+            if not has_ratios:
+                own = {n: replace(each, times_faster=None) for n, each in own.items()}
             rows.append(
                 ReportRow(
                     name=c.name,
                     parameters=c.parameters,
                     bytes=c.bytes,
                     metrics={split: evaluation.metrics for split, evaluation in done.items()},
-                    latency_p50=float(np.median(latency[c.name]) * 1e3),
-                    latency_p95=float(np.percentile(latency[c.name], 95) * 1e3),
-                    throughput=float(_THROUGHPUT_SIZE / np.median(throughput[c.name])),
-                    kept=_percent(value, evaluations[teacher.name][main_split].metrics[main_metric].value)
-                    if teacher
-                    else None,
+                    kept=100 * value / whole if has_ratios and more_is_better and whole > 0 else None,
                     agreement=_agreement(done, evaluations[c.float_name], main_split) if c.float_name else None,
-                    times_smaller=teacher.bytes / c.bytes if teacher else None,
-                    times_faster=paired_speedup(latency[teacher.name], latency[c.name]) if teacher else None,
+                    times_smaller=reference.bytes / c.bytes if has_ratios else None,
+                    kept_float=c.kept_float,
+                    more_threads={n: own[n] for n in self.threads[1:]},
+                    **asdict(own[self.threads[0]]),
                 )
             )
-        setting = _setting(data, self.threads, _LATENCY_ROWS)
+        setting = _setting(data, self.threads[0], _LATENCY_ROWS)
         return Report(rows, main_metric, main_split, splits, setting)
+
+    @staticmethod
+    def _times(
+        threads: int,
+        candidates: Sequence[_Candidate],
+        reference: str,
+        single: Mapping[str, Sequence[Mapping[str, Tensor]]],
+        many: Mapping[str, Sequence[Mapping[str, Tensor]]],
+    ) -> dict[str, Times]:
+        """By the model's name."""
+        forwards = {c.name: c.forwards[threads] for c in candidates}
+        latency = time_interleaved(forwards, single, _ROUNDS, threads)
+        throughput = time_interleaved(forwards, many, _ROUNDS, threads)
+        return {
+            name: Times(
+                latency_p50=float(np.median(latency[name]) * 1e3),
+                latency_p95=float(np.percentile(latency[name], 95) * 1e3),
+                throughput=float(_THROUGHPUT_SIZE / np.median(throughput[name])),
+                times_faster=paired_speedup(latency[reference], latency[name]),
+            )
+            for name in forwards
+        }
 
 
 def write_report(report: Report, folder: Path) -> None:
@@ -271,10 +326,6 @@ def _timing_batches(
 def _tensor_bytes(model: torch.nn.Module) -> int:
     """Bytes of a safetensors file with the model's tensors, but for its header."""
     return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-
-
-def _percent(value: float, of: float) -> float | None:
-    return 100 * value / of if of > 0 else None
 
 
 def _agreement(own: dict[str, Evaluation], other: dict[str, Evaluation], split: str) -> float | None:

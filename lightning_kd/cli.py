@@ -154,5 +154,7 @@ def _hush() -> None:
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message="The dirpath has changed")  # every run has a folder of its own
+    warnings.filterwarnings("ignore", message="Metric `SpearmanCorrcoef` will save all targets")  # a number a row
+    warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")  # the records have their own
     rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     rank_zero.addFilter(lambda record: "Tip: " not in record.getMessage() and "TPU" not in record.getMessage())

@@ -23,8 +23,10 @@ __all__ = [
     "WeightMatrix",
     "activation_ranges",
     "analyze",
+    "check_extra",
     "output_sqnr",
     "quantized",
+    "real_positions",
     "round_trip",
     "sensitivity",
     "weight_matrices",
@@ -296,7 +298,16 @@ def output_sqnr(
 
 def _outputs(output: Any, batch: Mapping[str, Tensor]) -> Tensor:
     """What a layer gives, without what stands at padding."""
-    values: Tensor = (output[0] if isinstance(output, tuple) else output).double()
+    return real_positions((output[0] if isinstance(output, tuple) else output).double(), batch)
+
+
+def real_positions(values: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """Values by row and position without those at padding; other values as they are.
+
+    Args:
+        values: ``(rows, L, ...)``, or of another shape than the batch's ``attention_mask``.
+        batch: The model's inputs by name.
+    """
     mask = batch.get("attention_mask")
     return values[mask.bool()] if mask is not None and values.shape[:2] == mask.shape else values
 
@@ -349,7 +360,7 @@ def analyze(
     Raises:
         InputError: If the extra ``torchao`` is missing, there are no batches, or a group size does not fit.
     """
-    _primitives()
+    check_extra()
     if not batches:
         raise InputError("The analysis needs batches to run the layers on, but got none.")
     matrices = weight_matrices(model)
@@ -370,6 +381,15 @@ def analyze(
         found = sensitivity(model, matrix, scheme, score, reference, ranges, higher_is_better)
         measured.append(replace(row, metric=found[0], drop=found[1], standard_error=found[2]))
     return measured
+
+
+def check_extra() -> None:
+    """Raise unless the extra ``torchao`` is there.
+
+    Raises:
+        InputError: If it is missing.
+    """
+    _primitives()
 
 
 def _primitives() -> Any:

@@ -12,9 +12,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_kd._checks import InputError
+from lightning_kd.quantization.analysis import QuantizationScheme
 from lightning_kd.quantization.fake_quantize import Rounding
 
-__all__ = ["Forward", "Quantizer", "logit_outputs", "named_logits", "quantizable_layers", "unreadable"]
+__all__ = [
+    "Forward",
+    "Quantizer",
+    "example_inputs",
+    "logit_outputs",
+    "named_logits",
+    "quantizable_layers",
+    "unreadable",
+]
 
 #: A batch's tensors by name to logits by name, on the CPU.
 Forward = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
@@ -35,6 +44,11 @@ class Quantizer(ABC):
     file_name: ClassVar[str]
     #: Whether :meth:`convert` runs the model on training batches to find the range of its activations.
     needs_calibration: bool = False
+
+    @property
+    def scheme(self) -> QuantizationScheme:
+        """What the backend does to a layer, as nearly as the analysis can say it."""
+        return QuantizationScheme(8, activations="static" if self.needs_calibration else "dynamic")
 
     @property
     def rounding(self) -> Rounding:
@@ -94,6 +108,14 @@ def quantizable_layers(model: nn.Module) -> list[str]:
         ['0', '2']
     """
     return [name for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Embedding, nn.LSTM, nn.GRU))]
+
+
+def example_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Two rows of 16 tokens, for what traces a model."""
+    example = {name: torch.ones(2, 16, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
+    if getattr(model.config, "type_vocab_size", 0) > 1:
+        example["token_type_ids"] = torch.zeros(2, 16, dtype=torch.int64)
+    return example
 
 
 def logit_outputs(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[str]:

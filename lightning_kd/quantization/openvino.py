@@ -9,14 +9,22 @@ import sys
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightning_kd._checks import InputError
-from lightning_kd.quantization.base import Forward, Quantizer, logit_outputs, named_logits, unreadable
+from lightning_kd.quantization.analysis import QuantizationScheme
+from lightning_kd.quantization.base import (
+    Forward,
+    Quantizer,
+    example_inputs,
+    logit_outputs,
+    named_logits,
+    unreadable,
+)
 
 __all__ = ["OpenVINOInt8"]
 
@@ -25,24 +33,34 @@ class OpenVINOInt8(Quantizer):
     """Int8 weights and activations in one OpenVINO graph: NNCF's post-training quantization for transformers.
 
     Weights are quantized per channel, embeddings too; activations statically, with SmoothQuant (Xiao et al. 2023,
-    arXiv 2211.10438) and fast bias correction. The folder opens with plain OpenVINO (``openvino_model.xml``) and with
-    optimum-intel. Needs the extra ``openvino``.
+    arXiv 2211.10438) and fast bias correction, or not at all. The folder opens with plain OpenVINO
+    (``openvino_model.xml``) and with optimum-intel. Needs the extra ``openvino``.
 
     Relations:
         The smallest and, on processors with int8 dot products (AVX-512 VNNI, AVX-VNNI, AMX), the fastest.
         :class:`~lightning_kd.quantization.DynamicInt8` needs no extra and no calibration.
 
     Args:
+        activations: ``static``: 8 bits, with the range of the calibration batches; ``float``: only weights are
+            quantized, which makes the file as small, loses next to nothing and is no faster than the float model.
         reduce_range: Use 7 of the 8 bits of a weight. Without int8 dot products the processor adds pairs of products
             in 16 bits, which overflow with 8-bit weights; leave it on unless the model is served with VNNI or AMX.
+            Weights that meet activations in float have all 8.
     """
 
-    name = "OpenVINO"
     file_name: ClassVar[str] = "openvino_model.xml"
-    needs_calibration = True
 
-    def __init__(self, reduce_range: bool = True) -> None:
+    def __init__(self, activations: Literal["static", "float"] = "static", reduce_range: bool = True) -> None:
+        self.activations = activations
         self.reduce_range = reduce_range
+        self.needs_calibration = activations == "static"
+        self.name = "OpenVINO" if activations == "static" else "OpenVINO, weight-only"
+
+    @property
+    def scheme(self) -> QuantizationScheme:
+        return QuantizationScheme(
+            7 if self.reduce_range and self.needs_calibration else 8, activations=self.activations
+        )
 
     def check(self) -> None:
         _openvino()
@@ -56,32 +74,30 @@ class OpenVINOInt8(Quantizer):
         folder: Path,
         keep_float: Collection[str] = (),
     ) -> None:
-        if not calibration:
+        if self.needs_calibration and not calibration:
             raise InputError("OpenVINOInt8 needs training batches to calibrate on, but got none.")
         openvino = _openvino()
         import nncf
 
-        traced = copy.deepcopy(model).eval()
-        outputs = logit_outputs(traced, calibration[0])
-        traced.config.return_dict = False
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # the tracer's remarks on transformers' own Python branches
-            graph = openvino.convert_model(traced, example_input=dict(calibration[0]))
-        for port, name in zip(graph.outputs, outputs, strict=False):  # logits come first
-            port.get_tensor().set_names({name})
+        graph = _convert(model, dict(calibration[0]) if calibration else example_inputs(model))
+        ignored = nncf.IgnoredScope(names=_nodes_of(graph, keep_float))
         nncf_log = logging.getLogger("nncf")
         level = nncf_log.level
         nncf_log.setLevel(logging.ERROR)
         try:
-            quantized = nncf.quantize(
-                graph,
-                nncf.Dataset(list(calibration), lambda batch: {name: value.numpy() for name, value in batch.items()}),
-                model_type=nncf.ModelType.TRANSFORMER,
-                subset_size=len(calibration),
-                advanced_parameters=nncf.AdvancedQuantizationParameters(
-                    overflow_fix=nncf.OverflowFix.ENABLE if self.reduce_range else nncf.OverflowFix.DISABLE
-                ),
-            )
+            if self.activations == "float":
+                mode = nncf.CompressWeightsMode.INT8_SYM
+                quantized = nncf.compress_weights(graph, mode=mode, ignored_scope=ignored)
+            else:
+                fix = nncf.OverflowFix.ENABLE if self.reduce_range else nncf.OverflowFix.DISABLE
+                quantized = nncf.quantize(
+                    graph,
+                    nncf.Dataset(list(calibration), lambda batch: {name: v.numpy() for name, v in batch.items()}),
+                    model_type=nncf.ModelType.TRANSFORMER,
+                    subset_size=len(calibration),
+                    ignored_scope=ignored,
+                    advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=fix),
+                )
         finally:
             nncf_log.setLevel(level)
         openvino.save_model(quantized, folder / self.file_name, compress_to_fp16=False)
@@ -106,6 +122,34 @@ class OpenVINOInt8(Quantizer):
             return named_logits({name: torch.from_numpy(found[name]) for name in outputs})
 
         return forward
+
+
+def _convert(model: PreTrainedModel, example: dict[str, Tensor]) -> Any:
+    """The float graph, batch and length open."""
+    traced = copy.deepcopy(model).eval()
+    outputs = logit_outputs(traced, example)
+    traced.config.return_dict = False
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the tracer's remarks on transformers' own Python branches
+        graph = _openvino().convert_model(traced, example_input=example)
+    for port, name in zip(graph.outputs, outputs, strict=False):  # logits come first
+        port.get_tensor().set_names({name})
+    return graph
+
+
+def _nodes_of(graph: Any, layers: Collection[str]) -> list[str]:
+    """The names of the operations that have the layers' weights."""
+    nodes = []
+    for layer in layers:
+        own = [
+            op.get_friendly_name()
+            for op in graph.get_ops()
+            if op.get_type_name() in ("MatMul", "Gather") and op.get_friendly_name().startswith(f"__module.{layer}/")
+        ]
+        if not own:
+            raise InputError(f"OpenVINOInt8 cannot keep {layer} in float: the graph has no operation of that name.")
+        nodes += own
+    return nodes
 
 
 def _openvino() -> Any:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import lightning as L
 import pytest
@@ -26,18 +26,24 @@ Make = Callable[..., Any]
 class Recorder(DynamicInt8):
     """Keeps what it is given."""
 
-    needs_calibration: ClassVar[bool] = True
+    needs_calibration = True
 
     def __init__(self) -> None:
         self.calibration: list[dict[str, Tensor]] = []
         self.state: dict[str, Tensor] = {}
         self.training = True
 
-    def convert(self, model: PreTrainedModel, calibration: Sequence[Mapping[str, Tensor]], folder: Path) -> None:
+    def convert(
+        self,
+        model: PreTrainedModel,
+        calibration: Sequence[Mapping[str, Tensor]],
+        folder: Path,
+        keep_float: Collection[str] = (),
+    ) -> None:
         self.calibration = [dict(batch) for batch in calibration]
         self.state = {name: value.clone() for name, value in model.state_dict().items()}
         self.training = any(module.training for module in model.modules())
-        super().convert(model, [], folder)
+        super().convert(model, [], folder, keep_float)
 
     def rows(self) -> list[list[int]]:
         """The tokens of each row, without padding."""
@@ -51,8 +57,14 @@ class Recorder(DynamicInt8):
 class Failing(DynamicInt8):
     """Breaks off when a part of the folder is written."""
 
-    def convert(self, model: PreTrainedModel, calibration: Sequence[Mapping[str, Tensor]], folder: Path) -> None:
-        super().convert(model, calibration, folder)
+    def convert(
+        self,
+        model: PreTrainedModel,
+        calibration: Sequence[Mapping[str, Tensor]],
+        folder: Path,
+        keep_float: Collection[str] = (),
+    ) -> None:
+        super().convert(model, calibration, folder, keep_float)
         raise RuntimeError("the disk is full")
 
 
@@ -103,7 +115,6 @@ def test_folder_is_complete(
     with torch.no_grad():
         logits = module.model(**data.tokenizer(texts, padding=True, return_tensors="pt")).logits
     wanted = [config.id2label[label] for label in logits.argmax(-1).tolist()]
-    print(logits, Runner.open(callback.folder).forward(dict(data.tokenizer(texts, padding=True, return_tensors="pt"))))
     assert sum(record["label"] == label for record, label in zip(records, wanted, strict=True)) >= 8
 
 

@@ -200,6 +200,31 @@ def test_fine_tuning_is_reported_without_a_teacher(
     assert "kept" not in markdown.splitlines()[0] and "also used to choose the checkpoint" in markdown
 
 
+def test_without_a_teacher_the_float_model_is_compared_with(
+    quick: None, tiny_model: Make, distillation: Make, glue: Make, make_trainer: Make
+) -> None:
+    """Stops the classic, a fine-tuned model before and after, from being shown without its ratios, or on one thread."""
+    report = CompressionReport(threads=[1, 2])
+    trainer = make_trainer(callbacks=[QuantizationCallback(DynamicInt8()), report])
+    student = ModelSource(str(tiny_model(head=False)))
+    trainer.fit(distillation(student=student, teachers={}, losses={}), datamodule=glue("mrpc"))
+    assert report.report is not None
+    model, int8 = report.report.rows
+    assert (model.name, int8.name) == ("model", "int8, torch")
+    assert (model.kept, model.times_smaller, model.times_faster) == (100, 1, 1)
+    assert int8.times_smaller == model.bytes / int8.bytes and int8.times_faster is not None
+    accuracies = [row.metrics["validation"]["accuracy"].value for row in (int8, model)]
+    assert int8.kept == pytest.approx(100 * accuracies[0] / accuracies[1])
+    for row in (model, int8):
+        assert list(row.more_threads) == [2]
+        assert 0 < row.more_threads[2].latency_p50 <= row.more_threads[2].latency_p95
+    assert torch.get_num_threads() == 1
+    header, _, _, last = (Path(trainer.default_root_dir) / "report.md").read_text().splitlines()[:4]
+    assert header.endswith("| ms, p50, 2 threads | ms, p95, 2 threads | texts/s, 2 threads | faster, 2 threads |")
+    assert last.count("|") == header.count("|")
+    assert "share of that of the float model" in (Path(trainer.default_root_dir) / "report.md").read_text()
+
+
 def test_wrong_order_is_refused(distillation: Make, glue: Make, make_trainer: Make) -> None:
     """Stops a report that lacks the int8 model because it is not made yet."""
     trainer = make_trainer(callbacks=[CompressionReport(), QuantizationCallback(DynamicInt8())])
@@ -215,10 +240,11 @@ def test_missing_baseline_is_refused(tmp_path: Path, distillation: Make, glue: M
     assert trainer.global_step == 0
 
 
-def test_threads_out_of_range_are_refused() -> None:
+@pytest.mark.parametrize("threads", [0, [], [1, 0]])
+def test_threads_out_of_range_are_refused(threads: Any) -> None:
     """Stops a report on 0 threads, which torch refuses hours later."""
-    with pytest.raises(InputError, match=r"^Expected argument `report\.threads` to be at least 1, but got 0\.$"):
-        CompressionReport(threads=0)
+    with pytest.raises(InputError, match=r"^Expected argument `report\.threads` to be at least 1, but got "):
+        CompressionReport(threads=threads)
 
 
 def test_other_data_modules_are_refused(distillation: Make, make_trainer: Make) -> None:
