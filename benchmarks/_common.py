@@ -31,8 +31,16 @@ def parser(description: str) -> argparse.ArgumentParser:
     return made
 
 
-def fit(config: str, folder: Path, **options: object) -> dict[str, dict[str, float]]:
+def fit(
+    config: str, folder: Path, callbacks: Sequence[dict[str, Any]] = (), **options: object
+) -> dict[str, dict[str, float]]:
     """Run a config with other options, its last weights being the student, unless its report is there.
+
+    Args:
+        config: The config.
+        folder: Of the run.
+        callbacks: Instead of the config's.
+        options: By their names on the command line.
 
     Returns:
         By the name of the model in the report, its scores on the held-out rows.
@@ -41,7 +49,7 @@ def fit(config: str, folder: Path, **options: object) -> dict[str, dict[str, flo
         fixed = {
             "trainer.default_root_dir": folder,
             "trainer.logger": "false",
-            "trainer.callbacks": "null",
+            "trainer.callbacks": json.dumps(list(callbacks) or None),
             "trainer.enable_progress_bar": "false",
         }
         arguments = [f"--{name}={value}" for name, value in {"config": config, **options, **fixed}.items()]

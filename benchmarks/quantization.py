@@ -182,7 +182,9 @@ def main() -> None:
     found: list[dict[str, Any]] = []
     for name in options.only[:1] if options.quick else options.only:
         measure(name, options, options.out / ("quick" if options.quick else "full"), found)
-    report("Backends", [shown(row) for row in found], setting(reduce_range=options.reduce_range, rows=found), options.json)
+    report(
+        "Backends", [shown(row) for row in found], setting(reduce_range=options.reduce_range, rows=found), options.json
+    )
 
 
 if __name__ == "__main__":
