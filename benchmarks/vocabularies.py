@@ -2,8 +2,9 @@ r"""What a teacher gives a student that reads another vocabulary: SST-2 and CoNL
 
 The students of configs/<set>/other_vocabulary.yaml, from random weights, read a cased WordPiece vocabulary or a BPE of
 8,000 tokens that is trained on the training rows; each is trained by the uncased teacher of configs/<set>/teacher.yaml,
-and on the hard labels instead. The score is that of the last weights on held-out rows, which no run trains on and
-nothing is chosen by; the spread is over the seeds. A run that has its report under --out is not run again. Needs both
+and on the hard labels instead, on a part of the rows that the teacher was fine-tuned on. The score is that of the last
+weights on held-out rows, which no run trains on and nothing is chosen by; the spread is over the seeds, each of which
+draws other training rows. A run that has its report under --out is not run again. Needs both
 teachers. From local folders:
 
     python benchmarks/vocabularies.py --data ../shared/data --vocabulary ../shared/data/vocab/bert-base-cased \
@@ -22,8 +23,11 @@ from transformers import PreTrainedTokenizerFast
 from _common import fit, parser, report, setting, spread
 from lightning_kd.datamodules import GLUEDataModule, NERDataModule
 
-#: By set: its place on the Hub and under --data, and the score.
-SETS = {"sst2": ("nyu-mll/glue", "glue", "accuracy"), "conll2003": ("eriktks/conll2003", "conll2003", "f1")}
+#: By set: its place on the Hub and under --data, the score, training rows and epochs.
+SETS = {
+    "sst2": ("nyu-mll/glue", "glue", "accuracy", 8192, 3),
+    "conll2003": ("eriktks/conll2003", "conll2003", "f1", 2048, 10),
+}
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
 
 
@@ -64,11 +68,12 @@ def main() -> None:
     out = options.out.resolve() / ("quick" if options.quick else "full")
     table = []
     for name in options.only:
-        hub, folder, score = SETS[name]
+        hub, folder, score, train_rows, epochs = SETS[name]
         path = str(options.data / folder) if options.data else hub
         bpe = train_bpe(training_texts(name, path), out / name / "bpe")
         for kind, tokenizer in (("cased WordPiece", options.vocabulary), ("BPE", bpe)):
-            common: dict[str, object] = {"data.path": path, "data.tokenizer": tokenizer}
+            common: dict[str, object] = {"data.path": path, "data.tokenizer": tokenizer, "report.teacher": "false"}
+            common |= {"data.max_train_rows": train_rows, "trainer.max_epochs": epochs}
             if options.quick:
                 common |= {"data.max_train_rows": 64, "data.holdout_size": 64, "trainer.max_epochs": 1}
             with_teacher = {"model.teachers.teacher.path": options.teachers.resolve() / name / "teacher" / "student"}
@@ -79,11 +84,11 @@ def main() -> None:
                     run = out / name / f"{kind} {student} {seed}".replace(" ", "_")
                     seeded = {"seed_everything": seed, "data.seed": seed}
                     models_of = fit(f"configs/{name}/other_vocabulary.yaml", run, **common, **more, **seeded)
-                    own = next(values for key, values in models_of.items() if key != "teacher")
-                    scores.setdefault(student, []).append(own[score])
-                    print(name, kind, student, seed, own[score], file=sys.stderr)
+                    own = next(iter(models_of.values()))[score]
+                    scores.setdefault(student, []).append(own)
+                    print(name, kind, student, seed, own, file=sys.stderr)
             for student, values in scores.items():
-                row = {"set": name, "vocabulary": kind, "student": student, "score": score}
+                row = {"set": name, "vocabulary": kind, "student": student, "rows": train_rows, "score": score}
                 table.append(row | spread(values))
     report("Students that read another vocabulary", table, setting(seeds=seeds), options.json)
 

@@ -59,7 +59,9 @@ class Times:
 
 @dataclass(frozen=True)
 class ReportRow:
-    """One model of a report. Ratios are to the teacher; without one, to the float model if it was quantized.
+    """One model of a report.
+
+    Ratios are to the first teacher; where none is measured, to the float model if it was quantized.
 
     Attributes:
         name: ``teacher``, ``student`` (``model`` without a teacher), ``int8, <backend>`` or a baseline's name.
@@ -143,6 +145,7 @@ class CompressionReport(L.Callback):
             same student trained without the teacher.
         threads: Threads of each model while it is timed, above 0; of several numbers, the first is that of the chart.
         path: The folder for the three files; ``trainer.default_root_dir`` unless given.
+        teacher: Measure the teachers, too, which takes longest; otherwise ratios are to the float student.
 
     Raises:
         InputError: In ``setup("fit")``, if a baseline's folder is missing, the data module cannot serve a report, or
@@ -150,13 +153,18 @@ class CompressionReport(L.Callback):
     """
 
     def __init__(
-        self, baselines: dict[str, str] | None = None, threads: int | list[int] = 1, path: str | None = None
+        self,
+        baselines: dict[str, str] | None = None,
+        threads: int | list[int] = 1,
+        path: str | None = None,
+        teacher: bool = True,
     ) -> None:
         self.baselines = dict(baselines or {})
         self.threads = [threads] if isinstance(threads, int) else list(dict.fromkeys(threads))
         if not self.threads or min(self.threads) < 1:
             raise expected("report.threads", "at least 1", threads)
         self.path = path
+        self.teacher = teacher
         #: What was measured, on rank 0 after the fit.
         self.report: Report | None = None
 
@@ -193,7 +201,7 @@ class CompressionReport(L.Callback):
 
     def _candidates(self, trainer: L.Trainer, module: DistillationModule) -> list[_Candidate]:
         found = []
-        for name, teacher in module.teachers.items():
+        for name, teacher in module.teachers.items() if self.teacher else ():
             path = module.teacher_sources[name].path
             local = path is not None and Path(path).is_dir()
             size = weight_bytes(Path(path)) if local and path else _tensor_bytes(teacher)
@@ -243,11 +251,12 @@ class CompressionReport(L.Callback):
         single, many = _timing_batches(data, module, candidates, main_split)
         main_metric = data.metric_names[0]
         has_int8 = any(c.float_name for c in candidates)
-        reference = candidates[0] if module.teachers else next(c for c in candidates[::-1] if not c.float_name)
+        has_teacher = self.teacher and bool(module.teachers)
+        reference = candidates[0] if has_teacher else next(c for c in candidates[::-1] if not c.float_name)
         times = {n: self._times(n, candidates, reference.name, single, many) for n in self.threads}
         whole = evaluations[reference.name][main_split].metrics[main_metric].value
         more_is_better = module.task.metrics([main_metric], data.label_names)[main_metric].higher_is_better is not False
-        has_ratios = bool(module.teachers) or has_int8
+        has_ratios = has_teacher or has_int8
         rows = []
         for c in candidates:
             done = evaluations[c.name]

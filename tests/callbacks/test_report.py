@@ -225,6 +225,16 @@ def test_without_a_teacher_the_float_model_is_compared_with(
     assert "share of that of the float model" in (Path(trainer.default_root_dir) / "report.md").read_text()
 
 
+def test_the_teacher_can_be_left_out(quick: None, distillation: Make, glue: Make, make_trainer: Make) -> None:
+    """Stops a short run from being spent on its teacher, and ratios to a model that is not in the report."""
+    report = CompressionReport(teacher=False)
+    make_trainer(callbacks=[QuantizationCallback(DynamicInt8()), report]).fit(distillation(), datamodule=glue())
+    assert report.report is not None
+    student, int8 = report.report.rows
+    assert (student.name, int8.name) == ("student", "int8, torch")
+    assert student.times_smaller == 1 and int8.times_smaller == student.bytes / int8.bytes
+
+
 def test_wrong_order_is_refused(distillation: Make, glue: Make, make_trainer: Make) -> None:
     """Stops a report that lacks the int8 model because it is not made yet."""
     trainer = make_trainer(callbacks=[CompressionReport(), QuantizationCallback(DynamicInt8())])
