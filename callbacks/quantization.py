@@ -96,7 +96,7 @@ class QuantizationCallback(L.Callback):
 
     @property
     def state_key(self) -> str:
-        return f"{type(self).__qualname__}[{self.quantizer.name}, {self.export_dir}]"
+        return f"{type(self).__qualname__}[{self.quantizer.format}, {self.quantizer.name}, {self.export_dir}]"
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -174,7 +174,7 @@ class QuantizationCallback(L.Callback):
         rank_zero_info(f"Quantizing the student with {self.quantizer.name}")
         on_rank_zero(trainer, lambda: write_folder(folder, write))
         self.folder = folder
-        rank_zero_info(f"Int8 student: {folder}")
+        rank_zero_info(f"{self.quantizer.format.capitalize()} student: {folder}")
 
     def _convert_within(
         self,

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from lightning_kd._checks import InputError, expected
 from lightning_kd.models import ModelSource, load_trained
-from lightning_kd.quantization import DynamicInt8, Forward, ONNXRuntimeInt8, OpenVINOInt8, Quantizer
+from lightning_kd.quantization import DynamicInt8, Forward, ONNXRuntimeInt8, OpenVINOInt8, Quantizer, TorchAO
 from lightning_kd.tasks import (
     LanguageModeling,
     MultiLabelClassification,
@@ -30,7 +30,7 @@ _TASKS: dict[str, Task] = {
     "ForQuestionAnswering": QuestionAnswering(),
     "ForCausalLM": LanguageModeling(),
 }
-_QUANTIZERS: tuple[type[Quantizer], ...] = (OpenVINOInt8, ONNXRuntimeInt8, DynamicInt8)
+_QUANTIZERS: tuple[type[Quantizer], ...] = (OpenVINOInt8, ONNXRuntimeInt8, DynamicInt8, TorchAO)
 
 
 class Runner:

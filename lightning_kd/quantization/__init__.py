@@ -4,5 +4,6 @@ from lightning_kd.quantization.base import Forward, Quantizer
 from lightning_kd.quantization.dynamic import DynamicInt8
 from lightning_kd.quantization.onnxruntime import ONNXRuntimeInt8
 from lightning_kd.quantization.openvino import OpenVINOInt8
+from lightning_kd.quantization.torchao import TorchAO
 
-__all__ = ["DynamicInt8", "Forward", "ONNXRuntimeInt8", "OpenVINOInt8", "Quantizer"]
+__all__ = ["DynamicInt8", "Forward", "ONNXRuntimeInt8", "OpenVINOInt8", "Quantizer", "TorchAO"]

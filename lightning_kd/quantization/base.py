@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from lightning_kd._checks import InputError
 from lightning_kd.quantization.analysis import QuantizationScheme
@@ -18,6 +18,7 @@ from lightning_kd.quantization.fake_quantize import Rounding
 __all__ = [
     "Forward",
     "Quantizer",
+    "empty_model",
     "example_inputs",
     "logit_outputs",
     "named_logits",
@@ -108,6 +109,33 @@ def quantizable_layers(model: nn.Module) -> list[str]:
         ['0', '2']
     """
     return [name for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Embedding, nn.LSTM, nn.GRU))]
+
+
+def empty_model(folder: Path) -> PreTrainedModel:
+    """The model that a folder's configuration describes, with random weights, in eval mode.
+
+    Raises:
+        InputError: If ``architectures`` in the configuration names no model that is known here.
+    """
+    import transformers
+
+    config = AutoConfig.from_pretrained(folder)
+    name = (config.architectures or [""])[0]
+    kind = getattr(transformers, name, None) or _own_class(name)
+    if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
+        raise InputError(
+            f"The config.json in {folder} does not name a model of transformers or one that is imported in "
+            "`architectures`."
+        )
+    return kind._from_config(config).eval()
+
+
+def _own_class(name: str) -> type | None:
+    """The class of that name among the models that transformers does not bring, this package's for instance."""
+    kinds: list[type] = [PreTrainedModel]
+    for kind in kinds:  # which grows meanwhile
+        kinds += kind.__subclasses__()
+    return next((kind for kind in kinds if kind.__name__ == name), None)
 
 
 def example_inputs(model: PreTrainedModel) -> dict[str, Tensor]:

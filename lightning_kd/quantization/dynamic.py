@@ -13,10 +13,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from lightning_kd._checks import InputError
-from lightning_kd.quantization.base import Forward, Quantizer, named_logits, quantizable_layers, unreadable
+from lightning_kd.quantization.base import Forward, Quantizer, empty_model, named_logits, quantizable_layers, unreadable
 from lightning_kd.quantization.fake_quantize import Rounding
 
 __all__ = ["DynamicInt8"]
@@ -53,21 +52,11 @@ class DynamicInt8(Quantizer):
 
     @classmethod
     def open(cls, folder: Path, threads: int | None = None) -> Forward:
-        import transformers
-
-        config = AutoConfig.from_pretrained(folder)
-        name = (config.architectures or [""])[0]
-        kind = getattr(transformers, name, None) or _own_class(name)
-        if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
-            raise InputError(
-                f"The config.json in {folder} does not name a model of transformers or one that is imported in "
-                "`architectures`."
-            )
         try:
             state = load_file(folder / cls.file_name)
         except SafetensorError as error:
             raise unreadable(folder / cls.file_name) from error
-        empty = kind._from_config(config).eval()
+        empty = empty_model(folder)
         quantized = {key.removesuffix(_SCALE).rpartition(".")[0] for key in state if key.endswith(_SCALE)}
         model = _quantize(empty, set(quantizable_layers(empty)) - quantized)
         if _layout(state) != _layout(_state(model)):
@@ -84,14 +73,6 @@ class DynamicInt8(Quantizer):
                 return named_logits(model(**{name: value.contiguous() for name, value in inputs.items()}))
 
         return forward
-
-
-def _own_class(name: str) -> type | None:
-    """The class of that name among the models that transformers does not bring, this package's for instance."""
-    kinds: list[type] = [PreTrainedModel]
-    for kind in kinds:  # which grows meanwhile
-        kinds += kind.__subclasses__()
-    return next((kind for kind in kinds if kind.__name__ == name), None)
 
 
 @contextmanager
