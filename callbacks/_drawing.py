@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -12,6 +14,9 @@ if TYPE_CHECKING:
     from lightning_kd.callbacks.report import Report, ReportRow, Times
 
 __all__ = ["draw_chart", "markdown_table", "print_table", "table"]
+
+#: Of the largest model's point, in square typographical points.
+_AREA = 900
 
 
 def table(report: Report) -> tuple[list[str], list[list[str]]]:
@@ -108,31 +113,17 @@ def draw_chart(report: Report, path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     largest = max(row.bytes for row in report.rows)
-    by_latency = sorted(report.rows, key=lambda row: row.latency_p50)
-    for i, row in enumerate(by_latency):
+    for number, row in enumerate(report.rows, 1):
         estimate = row.metrics[report.main_split][report.main_metric]
         x, y = row.latency_p50, estimate.value
-        number = report.rows.index(row) + 1
         grey = f"{0.25 + 0.5 * (number - 1) / max(1, len(report.rows) - 1):.2f}"
         axes.errorbar(x, y, yerr=estimate.standard_error, color="0.4", capsize=3, linewidth=1, zorder=2)
-        axes.scatter(x, y, s=900 * row.bytes / largest, color=grey, alpha=0.8, edgecolor="black", zorder=3)
-        axes.annotate(
-            str(number),
-            (x, y),
-            xytext=(0, (30, -30, 50, -50)[i % 4]),  # neighbours at different heights, so that close ones can be read
-            textcoords="offset points",
-            ha="center",
-            va="center",
-            weight="bold",
-            arrowprops={"arrowstyle": "-", "color": "0.6"},
-            zorder=4,
-        )
+        axes.scatter(x, y, s=_AREA * row.bytes / largest, color=grey, alpha=0.8, edgecolor="black", zorder=3)
         axes.plot([], [], " ", label=f"{number}  {row.name}: {row.bytes / 1e6:.1f} MB, {x:.2f} ms, {y:.3f}")
     handles, labels = axes.get_legend_handles_labels()
-    order = sorted(range(len(labels)), key=lambda i: int(labels[i].split()[0]))
     figure.legend(
-        [handles[i] for i in order],
-        [labels[i] for i in order],
+        handles,
+        labels,
         loc="outside lower center",
         ncols=2,
         frameon=False,
@@ -145,4 +136,52 @@ def draw_chart(report: Report, path: Path) -> None:
     axes.set_ylabel(f"{report.main_metric}, {report.main_split} ({report.split_rows[report.main_split]:,} rows)")
     axes.set_title("Area of a point: size on disk. Bars: standard error.", fontsize=9, loc="left")
     axes.grid(color="0.9", zorder=0)
+    figure.draw_without_rendering()  # from here on it is known where on the paper a point is
+    points = [(row.latency_p50, row.metrics[report.main_split][report.main_metric].value) for row in report.rows]
+    centres = axes.transData.transform(points) * 72 / figure.dpi
+    radii = np.sqrt(_AREA / np.pi * np.asarray([row.bytes / largest for row in report.rows]))
+    for number, (point, offset) in enumerate(zip(points, _label_offsets(centres, radii), strict=True), 1):
+        axes.annotate(
+            str(number),
+            point,
+            xytext=offset,
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            weight="bold",
+            arrowprops={"arrowstyle": "-", "color": "0.6"} if np.hypot(*offset) > radii[number - 1] + 15 else None,
+            zorder=4,
+        )
     figure.savefig(path, dpi=150)
+
+
+def _label_offsets(centres: NDArray[np.float64], radii: NDArray[np.float64]) -> list[tuple[float, float]]:
+    """Where the number of each point stands: to its side, as near as it is clear of all points and other numbers.
+
+    Args:
+        centres: ``(points, 2)``, in typographical points.
+        radii: ``(points,)``.
+
+    Returns:
+        Of each point the way from its centre to that of its number.
+    """
+    placed: list[NDArray[np.float64]] = []
+    offsets = []
+    directions = np.radians([0, 180, 45, 135, -45, -135, 90, -90])
+    for centre, radius in zip(centres, radii, strict=True):
+        ways = [
+            (radius + distance) * np.asarray([np.cos(angle), np.sin(angle)])
+            for distance in (9, 22, 35)
+            for angle in directions
+        ]
+
+        def room(way: NDArray[np.float64], centre: NDArray[np.float64] = centre) -> float:
+            """Free points around the number; more than it needs is no better."""
+            from_points = np.hypot(*(centres - centre - way).T) - radii
+            from_numbers = [float(np.hypot(*(other - centre - way))) - 7 for other in placed]
+            return min(7.0, *from_points, *from_numbers)
+
+        best = max(ways, key=room)  # the first of equals: the nearest
+        placed.append(centre + best)
+        offsets.append((float(best[0]), float(best[1])))
+    return offsets

@@ -6,12 +6,16 @@ import csv
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from lightning.pytorch.loggers import CSVLogger
 from matplotlib.image import imread
 from sklearn import metrics as sk
@@ -19,6 +23,7 @@ from torch import Tensor
 
 from lightning_kd import DistillationModule, InputError, ModelSource, Runner
 from lightning_kd.callbacks import CompressionReport, QuantizationCallback, StudentExport
+from lightning_kd.callbacks._drawing import _label_offsets
 from lightning_kd.callbacks.report import Report
 from lightning_kd.datamodules import GLUEDataModule
 from lightning_kd.quantization import DynamicInt8
@@ -162,6 +167,16 @@ def test_chart_is_drawn(run: Run) -> None:
     assert 0.005 < ink.mean() < 0.5
     assert len(torch.unique(torch.from_numpy(pixels[..., 0].copy()))) > 20
     assert sorted(p.name for p in run.folder.iterdir()) == ["report.json", "report.md", "report.png"]
+
+
+@given(st.lists(st.tuples(st.integers(0, 400), st.integers(0, 200), st.integers(6, 17)), min_size=2, max_size=7))
+def test_a_number_is_nearest_to_its_own_point(points: list[tuple[int, int, int]]) -> None:
+    """Stops the number of one model from standing on another's point."""
+    centres, radii = np.asarray([p[:2] for p in points], dtype=float), np.asarray([p[2] for p in points], dtype=float)
+    assume(min(np.hypot(*(a - b)) for a, b in combinations(centres, 2)) > 30)
+    for i, offset in enumerate(_label_offsets(centres, radii)):
+        gaps = np.hypot(*(centres - centres[i] - offset).T) - radii
+        assert gaps.min() > 3
 
 
 def test_loggers_get_the_figures(run: Run) -> None:
