@@ -25,7 +25,7 @@ from lightning_kd.datamodules import GLUEDataModule, NERDataModule
 
 #: By set: its place on the Hub and under --data, the score, training rows and epochs.
 SETS = {
-    "sst2": ("nyu-mll/glue", "glue", "accuracy", 8192, 3),
+    "sst2": ("nyu-mll/glue", "glue", "accuracy", 4096, 4),
     "conll2003": ("eriktks/conll2003", "conll2003", "f1", 2048, 10),
 }
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
