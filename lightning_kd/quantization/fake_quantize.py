@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,18 +22,24 @@ class Rounding:
     Args:
         weight_steps: Steps from 0 to the largest absolute weight of an output channel of a ``Linear``.
         weight_range: The smallest and the largest integer of a weight.
-        activation_steps: Steps from the smallest to the largest input of a ``Linear`` in the whole batch, 0 included.
-        embedding: Whether each row of an ``Embedding`` has a scale of its own, of 255 steps, or the whole table.
+        activation_steps: Steps from the smallest to the largest input of a ``Linear`` in the whole batch, 0 included;
+            None leaves inputs in float.
+        embedding: Whether each row of an ``Embedding`` has a scale of its own, of 255 steps, or the whole table, or
+            each group of it as a weight has.
+        group_size: So many neighbouring weights of a channel share a scale instead, and the largest of them becomes
+            the end of ``weight_range`` below 0, whatever its sign. So many neighbouring inputs of one token share one,
+            too: ``activation_steps`` from 0 to the largest absolute one. A last group may be shorter.
     """
 
     weight_steps: float
     weight_range: tuple[int, int]
-    activation_steps: int
-    embedding: Literal["row", "table"]
+    activation_steps: int | None
+    embedding: Literal["row", "table", "group"]
+    group_size: int | None = None
 
 
 def fake_quantize_weight(weight: Tensor, rounding: Rounding) -> Tensor:
-    """A weight as a symmetric integer per output channel gives it back (Jacob et al. 2018, arXiv 1712.05877).
+    """A weight as symmetric integers per output channel or group give it back (Jacob et al. 2018, arXiv 1712.05877).
 
     Args:
         weight: ``(out, in)`` float32.
@@ -41,27 +48,47 @@ def fake_quantize_weight(weight: Tensor, rounding: Rounding) -> Tensor:
     Returns:
         The same shape; the gradient passes straight through (Bengio et al. 2013, arXiv 1308.3432).
     """
-    scale = weight.detach().abs().amax(1).clamp(min=_TINY) / rounding.weight_steps
+    if rounding.group_size is None:
+        groups = weight
+        scale = weight.detach().abs().amax(1).clamp(min=_TINY) / rounding.weight_steps
+    else:
+        groups = _grouped(weight, rounding.group_size).flatten(0, 1)
+        low, high = groups.detach().aminmax(dim=1)
+        scale = torch.where(high.abs() > low.abs(), high, low) / -rounding.weight_steps
+        scale = torch.where(scale.abs() < _TINY, _TINY, scale)  # of a group of zeros
     zero = torch.zeros_like(scale, dtype=torch.int32)
-    return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, *rounding.weight_range)
+    rounded = torch.fake_quantize_per_channel_affine(groups, scale, zero, 0, *rounding.weight_range)
+    return rounded.reshape(len(weight), -1)[:, : weight.shape[1]]
 
 
 def fake_quantize_activation(values: Tensor, rounding: Rounding) -> Tensor:
-    """Activations as unsigned integers with one scale for the whole batch give them back.
+    """Activations as integers with one scale for the whole batch, or for a group of one token's, give them back.
 
     Args:
-        values: Any shape, float.
+        values: ``(..., in)``, float.
         rounding: The backend's.
 
     Returns:
         The same shape, float32; the gradient passes straight through.
     """
     values = values.float()
+    if rounding.activation_steps is None:
+        return values
+    if rounding.group_size is not None:
+        groups = _grouped(values.detach(), rounding.group_size)
+        largest = groups.abs().amax(-1, keepdim=True).clamp(min=rounding.activation_steps * _TINY)
+        rounded = (groups * (rounding.activation_steps / largest)).round() * (largest / rounding.activation_steps)
+        return values + (rounded.flatten(-2)[..., : values.shape[-1]] - values.detach())
     low, high = values.detach().aminmax()
     low, high = low.clamp(max=0), high.clamp(min=0)
     scale = ((high - low) / rounding.activation_steps).clamp(min=_TINY)
     zero = (-low / scale).round().to(torch.int32)
     return torch.fake_quantize_per_tensor_affine(values, scale, zero, 0, rounding.activation_steps)
+
+
+def _grouped(values: Tensor, size: int) -> Tensor:
+    """``(..., n)`` as ``(..., groups, size)``, the last group filled up with zeros."""
+    return F.pad(values, (0, -values.shape[-1] % size)).unflatten(-1, (-1, size))
 
 
 class _FakeLinear(nn.Linear):
@@ -77,6 +104,8 @@ class _FakeEmbedding(nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         rows = super().forward(input)
+        if self.rounding.embedding == "group":
+            return fake_quantize_weight(rows.flatten(0, -2), self.rounding).view_as(rows)
         if self.rounding.embedding == "row":  # the scale of a row that is not looked up changes nothing
             low, high = rows.detach().aminmax(dim=-1, keepdim=True)
             scale = ((high - low) / 255).clamp(min=_TINY)
@@ -93,11 +122,16 @@ class _FakeEmbedding(nn.Embedding):
 _FAKES: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: _FakeLinear, nn.Embedding: _FakeEmbedding}
 
 
-def fake_quantize(model: nn.Module, rounding: Rounding) -> None:
+def fake_quantize(model: nn.Module, rounding: Rounding, keep_float: Collection[str] = ()) -> None:
     """Have each ``Linear`` and ``Embedding`` of a model compute with a backend's rounding, in place.
 
     Scales follow from the weights and from the batch, so there is nothing to observe, to synchronise between devices or
     to store: parameters, state dict and ties between weights stay what they are.
+
+    Args:
+        model: The model.
+        rounding: The backend's.
+        keep_float: Dotted names of the layers that stay as they are.
 
     Example:
         >>> layer = nn.Linear(3, 2, bias=False)
@@ -108,8 +142,8 @@ def fake_quantize(model: nn.Module, rounding: Rounding) -> None:
         tensor([[ 0.0000, -0.2500,  1.0000],
                 [ 0.0000,  0.0000,  0.5000]], grad_fn=<PermuteBackward0>)
     """
-    for module in model.modules():
-        if type(module) in _FAKES:
+    for name, module in model.named_modules():
+        if type(module) in _FAKES and name not in keep_float:
             module.__class__ = _FAKES[type(module)]
             module.rounding = rounding  # type: ignore[assignment]  # no parameter and no module
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,11 @@ from lightning_kd.quantization.fake_quantize import (
     fake_quantize_weight,
     restore,
 )
+from lightning_kd.quantization.onnxruntime import ONNXRuntimeInt4
 from tests.quantization.test_backends import inputs, train
 
 COARSE = Rounding(weight_steps=4, weight_range=(-4, 4), activation_steps=15, embedding="table")
+GROUPS = Rounding(weight_steps=8, weight_range=(-8, 7), activation_steps=127, embedding="group", group_size=2)
 
 
 @pytest.fixture(scope="module", params=["bert", "distilbert"])
@@ -33,8 +36,15 @@ def trained(request: pytest.FixtureRequest) -> PreTrainedModel:
 
 @pytest.mark.parametrize(
     "quantizer",
-    [DynamicInt8(), ONNXRuntimeInt8(), ONNXRuntimeInt8(reduce_range=False)],
-    ids=["torch", "onnx", "onnx-8-bits"],
+    [
+        DynamicInt8(),
+        ONNXRuntimeInt8(),
+        ONNXRuntimeInt8(reduce_range=False),
+        ONNXRuntimeInt4(),
+        ONNXRuntimeInt4(block_size=128),
+        ONNXRuntimeInt4(block_size=16, int8_activations=False),
+    ],
+    ids=["torch", "onnx", "onnx-8-bits", "onnx-4-bits", "onnx-4-bits-128", "onnx-4-bits-weight-only"],
 )
 def test_it_computes_what_the_backend_computes(quantizer: Quantizer, trained: PreTrainedModel, tmp_path: Path) -> None:
     """Stops a student from being trained for another rounding than that which it is served with."""
@@ -91,18 +101,69 @@ def test_activations_are_rounded_together(values: list[float], steps: int) -> No
     assert len(found.unique()) <= steps + 1
 
 
-def test_the_gradient_passes_straight_through() -> None:
+matrices = st.lists(st.lists(st.floats(-3, 3, width=32), min_size=5, max_size=5), min_size=1, max_size=3)
+
+
+@given(matrices)
+def test_weights_are_rounded_by_group(matrix: list[list[float]]) -> None:
+    """Stops a group's largest weight from landing on 7 steps, or with another sign: ONNX Runtime has it on -8."""
+    found = fake_quantize_weight(torch.tensor(matrix), GROUPS).tolist()
+    for row, got in zip(matrix, found, strict=True):
+        for start in range(0, 5, 2):
+            group = row[start : start + 2]
+            largest = max(group, key=abs)
+            step = abs(largest) / 8
+            assert len(got) == 5
+            for value, rounded in zip(group, got[start : start + 2], strict=True):
+                if abs(value) == abs(largest):  # or the opposite of it, which has one step less
+                    assert min(abs(rounded - value), abs(rounded - value * 7 / 8)) <= 1e-5
+                else:
+                    assert abs(rounded - value) <= step * (0.5 if value * largest > -7 / 8 * largest**2 else 1) + 1e-5
+            if largest and -largest not in group:
+                assert abs(got[start + group.index(largest)] - largest) <= 1e-5
+
+
+@given(matrices)
+def test_activations_are_rounded_by_token_and_group(matrix: list[list[float]]) -> None:
+    """Stops one token's outlier from costing the others their precision, which the backend keeps apart."""
+    found = fake_quantize_activation(torch.tensor(matrix), GROUPS)
+    assert found.shape == (len(matrix), 5) and found.isfinite().all()
+    for row, got in zip(matrix, found.tolist(), strict=True):
+        for start in range(0, 5, 2):
+            step = max(map(abs, row[start : start + 2])) / 127
+            for value, rounded in zip(row[start : start + 2], got[start : start + 2], strict=True):
+                assert abs(rounded - value) <= step / 2 + 1e-5
+
+
+def test_activations_can_stay_in_float() -> None:
+    """Stops weight-only training from rounding inputs that the backend does not."""
+    layer, values = nn.Linear(5, 3, bias=False), torch.randn(4, 5)
+    fake_quantize(layer, replace(GROUPS, activation_steps=None))
+    assert torch.equal(layer(values), values @ fake_quantize_weight(layer.weight, GROUPS).T)
+
+
+def test_what_is_kept_in_float_is_not_rounded() -> None:
+    """Stops a student from being trained for a rounding that its export leaves out."""
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.Linear(4, 3))
+    fake_quantize(model, COARSE, keep_float=["0", "2"])
+    assert [type(module) in (nn.Embedding, nn.Linear) for module in model] == [True, False, True]
+    restore(model)
+    assert [type(module) for module in model] == [nn.Embedding, nn.Linear, nn.Linear]
+
+
+@pytest.mark.parametrize("rounding", [COARSE, GROUPS], ids=["channels", "groups"])
+def test_the_gradient_passes_straight_through(rounding: Rounding) -> None:
     """Stops training from standing still: the derivative of rounding is 0 almost everywhere."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3))
-    fake_quantize(model, COARSE)
+    fake_quantize(model, rounding)
     ids, target = torch.tensor([[1, 2], [3, 4]]), torch.randn(2, 2, 3)
     (model(ids) * target).sum().backward()
     embedding, linear = model
-    rows = fake_quantize_activation(embedding(ids), COARSE).detach()
+    rows = fake_quantize_activation(embedding(ids), rounding).detach()
     assert linear.weight.grad is not None and embedding.weight.grad is not None
     torch.testing.assert_close(linear.weight.grad, torch.einsum("blo,bli->oi", target, rows))
-    rounded = fake_quantize_weight(linear.weight, COARSE).detach()
+    rounded = fake_quantize_weight(linear.weight, rounding).detach()
     torch.testing.assert_close(embedding.weight.grad[1:], (target @ rounded).flatten(0, 1))
 
 

@@ -1,0 +1,101 @@
+"""A model as an ONNX graph, and which node of it came from which layer."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import logging
+import re
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from lightning_kd._checks import InputError
+from lightning_kd.quantization.base import example_inputs, logit_outputs
+
+__all__ = ["WEIGHTED", "export", "float_nodes", "quiet"]
+
+#: What the exporter makes of a ``Linear`` with three-dimensional input, of one with two, and of an ``Embedding``.
+WEIGHTED = ["MatMul", "Gemm", "Gather"]
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def export(model: PreTrainedModel, path: Path, opset: int | None = None) -> None:
+    """Write a model's float graph, batch and length open.
+
+    Args:
+        model: The model; it is not changed.
+        path: The file.
+        opset: The version of ONNX's operators; the exporter's own unless given.
+    """
+    example = example_inputs(model)
+    traced = copy.deepcopy(model).eval()
+    outputs = logit_outputs(traced, example)
+    traced.config.return_dict = False
+    batch, length = torch.export.Dim("batch", min=1), torch.export.Dim("length", min=2)
+    torch.onnx.export(
+        traced,
+        (),
+        path,
+        kwargs=example,
+        output_names=outputs,
+        opset_version=opset,
+        dynamic_shapes={name: {0: batch, 1: length} for name in example},
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+
+
+def float_nodes(graph: Any, keep_float: Collection[str]) -> list[str]:
+    """The names of the products and look-ups that stay in float: those of some layers, and those without a weight.
+
+    Args:
+        graph: What :func:`export` wrote, as onnx reads it.
+        keep_float: Dotted names of layers.
+
+    Raises:
+        InputError: If the graph does not say where a layer is.
+    """
+    import onnx
+
+    matrices = {t.name for t in graph.initializer if len(t.dims) == 2 and t.data_type == onnx.TensorProto.FLOAT}
+    nodes = [node for node in graph.node if node.op_type in WEIGHTED]
+    layers = {node.name: _layer(node) for node in nodes if matrices.intersection(node.input)}
+    # a table that is read as a whole, as that of DeBERTa's relative positions, is in no such node, and in float anyway
+    elsewhere = matrices.difference(*(node.input for node in nodes))
+    for name in keep_float:
+        if name not in layers.values() and f"{name}.weight" not in elsewhere:
+            raise InputError(f"ONNX Runtime cannot keep the layer {name} in float: its graph has no node for it.")
+    return [node.name for node in nodes if layers.get(node.name) in (None, *keep_float)]
+
+
+def _layer(node: Any) -> str:
+    """The dotted name of the layer that a node computes, or nothing."""
+    scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "[]")
+    # outermost first, the operation last; what is called for the second time is marked by @1
+    modules = ["", *ast.literal_eval(scopes)[:-1]]
+    return re.sub(r"@\d+", "", modules[-1])
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the remarks of exporter and quantizer, which a user can do nothing about, and the log as it was."""
+    root, exporter = logging.getLogger(), logging.getLogger("torch.onnx")
+    levels, handlers = (root.level, exporter.level), list(root.handlers)
+    root.setLevel(logging.ERROR)
+    exporter.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()):  # the histograms of ONNX Runtime print
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        root.handlers[:] = handlers  # its 4-bit quantizer calls logging.basicConfig when it is imported
+        root.setLevel(levels[0])
+        exporter.setLevel(levels[1])
