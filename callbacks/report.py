@@ -261,9 +261,9 @@ class CompressionReport(L.Callback):
         for c in candidates:
             done = evaluations[c.name]
             value = done[main_split].metrics[main_metric].value
-            own = {n: by_name[c.name] for n, by_name in times.items()}
+            speeds = {n: by_name[c.name] for n, by_name in times.items()}
             if not has_ratios:
-                own = {n: replace(each, times_faster=None) for n, each in own.items()}
+                speeds = {n: replace(each, times_faster=None) for n, each in speeds.items()}
             rows.append(
                 ReportRow(
                     name=c.name,
@@ -274,8 +274,8 @@ class CompressionReport(L.Callback):
                     agreement=_agreement(done, evaluations[c.float_name], main_split) if c.float_name else None,
                     times_smaller=reference.bytes / c.bytes if has_ratios else None,
                     kept_float=c.kept_float,
-                    more_threads={n: own[n] for n in self.threads[1:]},
-                    **asdict(own[self.threads[0]]),
+                    more_threads={n: speeds[n] for n in self.threads[1:]},
+                    **asdict(speeds[self.threads[0]]),
                 )
             )
         setting = _setting(data, self.threads[0], _LATENCY_ROWS)

@@ -145,7 +145,7 @@ def fake_quantize(model: nn.Module, rounding: Rounding, keep_float: Collection[s
     for name, module in model.named_modules():
         if type(module) in _FAKES and name not in keep_float:
             module.__class__ = _FAKES[type(module)]
-            module.rounding = rounding  # type: ignore[assignment]  # no parameter and no module
+            module.rounding = rounding  # no parameter and no module
 
 
 def restore(model: nn.Module) -> None:
