@@ -156,16 +156,16 @@ def shown(row: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of the printed table; the JSON has all."""
     chosen = {
         "model": f"{row['set']}: {row['model']}",
-        row["metric"] if False else "score": row["test"],
+        "score": row["test"],
         "agrees": row["agreement"],
         "MB": row["bytes"] / 1e6,
         "smaller": row["smaller"],
     }
     for threads in (1, 2):
-        for shape, title in (("one", "1"), ("many", "32")):
+        for shape, title in (("one", "1 text"), ("many", "32 texts")):
             key = f"{shape}_{threads}_threads"
             if f"{key}_faster" in row:
-                chosen[f"x, {title} text, {threads} thr."] = row[f"{key}_faster"]
+                chosen[f"x, {title}, {threads} thr."] = row[f"{key}_faster"]
     over = [value for key, value in row.items() if key.endswith("_over_own")]
     return chosen | {"over own": max(over) if over else ""}
 

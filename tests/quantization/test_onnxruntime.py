@@ -22,7 +22,7 @@ from lightning_kd import InputError
 from lightning_kd.quantization import Quantizer
 from lightning_kd.quantization.base import quantizable_layers
 from lightning_kd.quantization.fake_quantize import fake_quantize
-from lightning_kd.quantization.onnx_export import export
+from lightning_kd.quantization.onnx_export import export, quiet
 from lightning_kd.quantization.onnxruntime import ONNXRuntimeInt4, ONNXRuntimeInt8
 from tests.quantization.test_backends import PLAIN, fresh_process, inputs, train
 
@@ -188,8 +188,9 @@ def test_tracing_writes_the_same_bytes_twice_and_leaves_the_model_alone(small: P
     """Stops names drawn at random, and a student that is changed by its conversion."""
     state, config = copy.deepcopy(small.state_dict()), small.config.to_dict()
     modes = [module.training for module in small.modules()]
-    for name in ("one.onnx", "two.onnx"):
-        export(small, tmp_path / name)
+    with quiet():
+        for name in ("one.onnx", "two.onnx"):
+            export(small, tmp_path / name)
     assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "two.onnx").read_bytes()
     assert small.config.to_dict() == config and [module.training for module in small.modules()] == modes
     assert all(torch.equal(value, state[name]) for name, value in small.state_dict().items())
