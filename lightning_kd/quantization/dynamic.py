@@ -84,7 +84,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _quantize(model: PreTrainedModel, keep_float: Collection[str]) -> nn.Module:
+def _quantize(model: PreTrainedModel, keep_float: Collection[str] = ()) -> nn.Module:
     with _quiet():
         from torch.ao.quantization import (
             float_qparams_weight_only_qconfig,

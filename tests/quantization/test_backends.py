@@ -115,7 +115,8 @@ class Converted:
 
     def convert(self, folder: Path) -> None:
         calibration = [inputs(self.model_type, 8, length, seed=100 + length) for length in (5, 8, 12)]
-        self.backend().convert(self.model, calibration if self.backend.needs_calibration else [], folder)
+        quantizer = self.backend()
+        quantizer.convert(self.model, calibration if quantizer.needs_calibration else [], folder)
         self.model.config.save_pretrained(folder)
 
 
