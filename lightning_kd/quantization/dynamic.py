@@ -52,11 +52,11 @@ class DynamicInt8(Quantizer):
 
     @classmethod
     def open(cls, folder: Path, threads: int | None = None) -> Forward:
+        empty = empty_model(folder)
         try:
             state = load_file(folder / cls.file_name)
         except SafetensorError as error:
             raise unreadable(folder / cls.file_name) from error
-        empty = empty_model(folder)
         quantized = {key.removesuffix(_SCALE).rpartition(".")[0] for key in state if key.endswith(_SCALE)}
         model = _quantize(empty, set(quantizable_layers(empty)) - quantized)
         if _layout(state) != _layout(_state(model)):

@@ -87,15 +87,14 @@ def _layer(node: Any) -> str:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without the remarks of exporter and quantizer, which a user can do nothing about, and the log as it was."""
-    root, exporter = logging.getLogger(), logging.getLogger("torch.onnx")
-    levels, handlers = (root.level, exporter.level), list(root.handlers)
-    root.setLevel(logging.ERROR)
-    exporter.setLevel(logging.ERROR)
+    root, disabled = logging.getLogger(), logging.root.manager.disable
+    level, handlers = root.level, list(root.handlers)
+    logging.disable(max(disabled, logging.WARNING))  # no level of a logger: the 4-bit quantizer sets the root's
     try:
         with warnings.catch_warnings(), redirect_stdout(StringIO()):  # the histograms of ONNX Runtime print
             warnings.simplefilter("ignore")
             yield
     finally:
-        root.handlers[:] = handlers  # its 4-bit quantizer calls logging.basicConfig when it is imported
-        root.setLevel(levels[0])
-        exporter.setLevel(levels[1])
+        logging.disable(disabled)
+        root.handlers[:] = handlers  # the 4-bit quantizer calls logging.basicConfig when it is imported
+        root.setLevel(level)

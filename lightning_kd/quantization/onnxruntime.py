@@ -70,13 +70,12 @@ class ONNXRuntimeInt8(_ONNXRuntime):
     Relations:
         Fast on every processor, and the fastest where there are no int8 dot products (AVX2 alone). Where there are,
         compare it with :class:`~lightning_kd.quantization.OpenVINOInt8`, whose ranges are fixed, too.
-        :class:`~lightning_kd.quantization.ONNXRuntimeInt4` makes a file of little more than half the size.
+        :class:`~lightning_kd.quantization.ONNXRuntimeInt4` makes a file of less than two thirds.
 
     Args:
         activations: ``dynamic``: the range is that of each batch, without calibration, and the student can be trained
             for it (mode: qat). ``static``: the range is that of the calibration batches, so that a row's answer does
-            not depend on the other rows of its batch, and longer batches save a pass over the activations; what comes
-            in beyond the range is cut.
+            not depend on the other rows of its batch; what lies beyond the range is cut. Neither is the faster.
         calibration: What the range of ``static`` is: ``minmax``, all that the calibration batches hold; ``entropy``,
             where the rounded distribution stays nearest to the float one (Migacz 2017, 8-bit inference with TensorRT);
             ``percentile``, all but the outermost 0.001 % of the values.
@@ -198,7 +197,8 @@ class ONNXRuntimeInt4(_ONNXRuntime):
 
     Relations:
         Where size or memory counts. :class:`~lightning_kd.quantization.ONNXRuntimeInt8` is nearer to the float model
-        and at least as fast; train for 4 bits (mode: qat), or keep the layers that suffer most in float.
+        and about twice as fast; with large batches 4 bits are slower than float. Train for 4 bits (mode: qat), or keep
+        the layers that suffer most in float.
 
     Args:
         block_size: Neighbouring weights of an output channel, or of an embedding's row, that share a scale: 16, 32, 64,

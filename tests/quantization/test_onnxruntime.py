@@ -215,15 +215,18 @@ def test_it_writes_the_same_bytes_twice_and_nothing_else(
 
 
 @once
-def test_the_log_stays_as_it_was(small: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stops ONNX Runtime's `logging.basicConfig` from having each library's remarks printed from then on."""
+def test_the_log_stays_as_it_was(
+    small: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Stops ONNX Runtime's `logging.basicConfig` from having each library's remarks printed, then or later on."""
     monkeypatch.delitem(sys.modules, "onnxruntime.quantization.matmul_nbits_quantizer", raising=False)
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     root.handlers[:] = []
     try:
         convert(ONNXRuntimeInt4(), small, tmp_path)
-        assert root.handlers == [] and root.level == level
+        assert root.handlers == [] and root.level == level and logging.root.manager.disable == logging.NOTSET
+        assert capfd.readouterr() == ("", "")
     finally:
         root.handlers[:] = handlers
 
