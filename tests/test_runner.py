@@ -46,7 +46,8 @@ def quantize(folder: Path, backend: type[Quantizer], into: Path) -> Path:
     model, tokenizer = model_in(folder), AutoTokenizer.from_pretrained(folder)
     into.mkdir()
     batch = dict(tokenizer(TEXTS, padding=True, return_tensors="pt"))
-    backend().convert(model, [batch] if backend.needs_calibration else [], into)
+    quantizer = backend()
+    quantizer.convert(model, [batch] if quantizer.needs_calibration else [], into)
     model.config.save_pretrained(into)
     tokenizer.save_pretrained(into)
     return into
