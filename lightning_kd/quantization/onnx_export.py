@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from lightning_kd._checks import InputError
 from lightning_kd.quantization.base import example_inputs, logit_outputs
 
-__all__ = ["WEIGHTED", "export", "float_nodes", "quiet"]
+__all__ = ["WEIGHTED", "export", "float_nodes", "forget_source", "quiet"]
 
 #: What the exporter makes of a ``Linear`` with three-dimensional input, of one with two, and of an ``Embedding``.
 WEIGHTED = ["MatMul", "Gemm", "Gather"]
@@ -74,6 +74,13 @@ def float_nodes(graph: Any, keep_float: Collection[str]) -> list[str]:
         if name not in layers.values() and f"{name}.weight" not in elsewhere:
             raise InputError(f"ONNX Runtime cannot keep the layer {name} in float: its graph has no node for it.")
     return [node.name for node in nodes if layers.get(node.name) in (None, *keep_float)]
+
+
+def forget_source(graph: Any) -> None:
+    """Take out what the exporter notes of each part: stack traces, with the paths of the machine that it ran on."""
+    for parts in (graph.node, graph.value_info, graph.input, graph.output, graph.initializer):
+        for part in parts:
+            del part.metadata_props[:]
 
 
 def _layer(node: Any) -> str:
