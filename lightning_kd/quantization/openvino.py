@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightning_kd._checks import InputError
+from lightning_kd._checks import InputError, expected
 from lightning_kd.quantization.analysis import QuantizationScheme
 from lightning_kd.quantization.base import (
     Forward,
@@ -37,7 +37,7 @@ class OpenVINOInt8(Quantizer):
     (``openvino_model.xml``) and with optimum-intel. Needs the extra ``openvino``.
 
     Relations:
-        The smallest and, on processors with int8 dot products (AVX-512 VNNI, AVX-VNNI, AMX), the fastest.
+        On processors with int8 dot products (AVX-512 VNNI, AVX-VNNI, AMX) the fastest in batches and on passages.
         :class:`~lightning_kd.quantization.DynamicInt8` needs no extra and no calibration.
 
     Args:
@@ -46,11 +46,16 @@ class OpenVINOInt8(Quantizer):
         reduce_range: Use 7 of the 8 bits of a weight. Without int8 dot products the processor adds pairs of products
             in 16 bits, which overflow with 8-bit weights; leave it on unless the model is served with VNNI or AMX.
             Weights that meet activations in float have all 8.
+
+    Raises:
+        InputError: If ``activations`` is neither.
     """
 
     file_name: ClassVar[str] = "openvino_model.xml"
 
     def __init__(self, activations: Literal["static", "float"] = "static", reduce_range: bool = True) -> None:
+        if activations not in ("static", "float"):
+            raise expected("activations", "static or float", activations)
         self.activations = activations
         self.reduce_range = reduce_range
         self.needs_calibration = activations == "static"

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from lightning_kd import InputError
 from lightning_kd.quantization import DynamicInt8, Forward, ONNXRuntimeInt8, OpenVINOInt8, Quantizer
+from lightning_kd.quantization.base import quantizable_layers
 
 ROOT = Path(__file__).resolve().parents[2]
 EXTRAS: dict[type[Quantizer], tuple[str, ...]] = {
@@ -330,6 +331,68 @@ def test_static_quantization_needs_batches(tmp_path: Path) -> None:
     """Without batches the range of every activation would be that of a made-up input."""
     with pytest.raises(InputError, match="training batches"):
         OpenVINOInt8().convert(train("distilbert"), [], tmp_path)
+
+
+def plain_convert(
+    quantizer: Quantizer, model: PreTrainedModel, folder: Path, keep_float: Sequence[str] = ()
+) -> Forward:
+    """Written and opened."""
+    batches = [inputs(model.config.model_type, 8, length, seed=100 + length) for length in (5, 8, 12)]
+    folder.mkdir()
+    quantizer.convert(model, batches if quantizer.needs_calibration else [], folder, keep_float)
+    model.config.save_pretrained(folder)
+    return quantizer.open(folder)
+
+
+@pytest.mark.parametrize("quantizer", [DynamicInt8(), OpenVINOInt8(), OpenVINOInt8("float")], ids=lambda q: q.name)
+def test_layers_to_keep_stay_in_float(quantizer: Quantizer, trained: PreTrainedModel, tmp_path: Path) -> None:
+    """Stops a layer that suffers from being rounded all the same, or others from staying in float with it."""
+    batch = inputs(trained.config.model_type, 8, 9, seed=3)
+    with torch.no_grad():
+        exact = trained(**batch).logits
+    everything = quantizable_layers(trained)
+    kept = plain_convert(quantizer, trained, tmp_path / "all", everything)(batch)["logits"]
+    torch.testing.assert_close(kept, exact, rtol=0, atol=2e-5)
+    rounded = plain_convert(quantizer, trained, tmp_path / "none")(batch)["logits"]
+    assert (rounded - exact).abs().max() > 1e-4
+    for name in (next(n for n in everything if "word_embeddings" in n), everything[-1]):
+        folder = tmp_path / name
+        plain_convert(quantizer, trained, folder, [name])
+        found = READERS[type(quantizer)](folder)
+        sizes = [m.weight.numel() for n, m in trained.named_modules() if n in everything and n != name]
+        assert sum(size for size, is_int8 in found.values() if is_int8) == sum(sizes)
+
+
+def test_an_unknown_layer_cannot_be_kept(trained: PreTrainedModel, tmp_path: Path) -> None:
+    """Stops a misspelt name from leaving nothing in float."""
+    with pytest.raises(InputError, match=r"OpenVINOInt8 cannot keep no\.such in float"):
+        plain_convert(OpenVINOInt8("float"), trained, tmp_path / "int8", ["no.such"])
+
+
+def test_openvino_quantizes_weights_alone(trained: PreTrainedModel, tmp_path: Path) -> None:
+    """Stops weight-only from asking for batches, from rounding activations, and from being named as the other is."""
+    import openvino
+
+    quantizer = OpenVINOInt8("float")
+    assert not quantizer.needs_calibration and OpenVINOInt8().needs_calibration
+    assert quantizer.name == "OpenVINO, weight-only" != OpenVINOInt8().name
+    assert (quantizer.scheme.bits, quantizer.scheme.activations) == (8, "float")
+    batch = inputs(trained.config.model_type, 60, 9, seed=7)
+    logits = plain_convert(quantizer, trained, tmp_path / "weights")(batch)["logits"]
+    static = plain_convert(OpenVINOInt8(), trained, tmp_path / "static")(batch)["logits"]
+    with torch.no_grad():
+        exact = trained(**batch).logits
+    assert 0 < (logits - exact).norm() < (static - exact).norm()
+    operations = [
+        {op.get_type_name() for op in openvino.Core().read_model(tmp_path / name / "openvino_model.xml").get_ops()}
+        for name in ("weights", "static")
+    ]
+    assert ["FakeQuantize" in names for names in operations] == [False, True]
+    weights = [m.weight.numel() for m in trained.modules() if isinstance(m, (nn.Linear, nn.Embedding))]
+    found = int8_tensors_of_openvino(tmp_path / "weights")
+    assert sum(size for size, is_int8 in found.values() if is_int8) == sum(weights)
+    with pytest.raises(InputError, match="`activations` to be static or float, but got 'dynamic'"):
+        OpenVINOInt8("dynamic")  # type: ignore[arg-type]  # what is tested
 
 
 @pytest.mark.parametrize("part", [0, 0.5, 0.98])
