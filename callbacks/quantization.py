@@ -25,7 +25,7 @@ from lightning_kd.callbacks.export import save_tokenizer
 from lightning_kd.measure import evaluate
 from lightning_kd.module import DistillationModule
 from lightning_kd.quantization import Forward, Quantizer
-from lightning_kd.quantization.analysis import check_extra
+from lightning_kd.quantization.analysis import primitives
 from lightning_kd.quantization.base import quantizable_layers
 from lightning_kd.quantization.fake_quantize import fake_quantize, restore
 from lightning_kd.quantization.guard import fewest_in_float, sensitive_layers
@@ -38,7 +38,7 @@ _SENSITIVITY_BATCHES = 4
 
 
 class QuantizationCallback(L.Callback):
-    """Quantizes the student of the best checkpoint to int8 when training ends, and writes it to a folder.
+    """Quantizes the student of the best checkpoint when training ends, and writes it to a folder.
 
     Post-training quantization (``ptq``) rounds what was trained in float. Quantization-aware training (``qat``, Jacob
     et al. 2018, arXiv 1712.05877) lets the student compute with the backend's rounding while it trains: every loss, the
@@ -63,8 +63,9 @@ class QuantizationCallback(L.Callback):
             half a point. Any loss unless given. Needs the extra ``torchao``.
 
     Raises:
-        InputError: In ``setup("fit")``, if an extra is missing, the backend cannot be trained for, or training ends
-            before ``start_epoch``; at the end of a fit, if the student loses more than ``max_drop``.
+        InputError: Before the first batch, if an extra is missing, the backend cannot take the student or be trained
+            for, or training ends before ``start_epoch``; at the end of a fit, if the student loses more than
+            ``max_drop``.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class QuantizationCallback(L.Callback):
             return
         self.quantizer.check()
         if self.max_drop is not None:
-            check_extra()
+            primitives("`max_drop`")
             if not hasattr(data_of(trainer), "evaluation_batches"):
                 raise InputError("`max_drop` needs a data module of lightning_kd.datamodules.")
         folder = output_path(trainer, self.export_dir, "int8")
@@ -117,6 +118,9 @@ class QuantizationCallback(L.Callback):
             _ = self.quantizer.rounding  # or refuse
             if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= self.start_epoch:
                 raise expected("start_epoch", f"below trainer.max_epochs, {trainer.max_epochs}", self.start_epoch)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.quantizer.check_model(cast(DistillationModule, pl_module).model)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -201,6 +205,7 @@ class QuantizationCallback(L.Callback):
         def drop(layers: int) -> float:
             nonlocal written
             if layers and not order:
+                rank_zero_info("Comparing layers: which of them, quantized alone, moves the logits most")
                 batches = self._training_batches(trainer, module, _SENSITIVITY_BATCHES)
                 order.extend(sensitive_layers(model, batches, self.quantizer.scheme))
             self.quantizer.convert(model, calibration, folder, order[:layers])

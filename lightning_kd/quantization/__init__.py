@@ -1,4 +1,4 @@
-"""Quantization backends: each writes an int8 folder and opens it again."""
+"""Quantization backends: each writes a folder and opens it again."""
 
 from lightning_kd.quantization.base import Forward, Quantizer
 from lightning_kd.quantization.dynamic import DynamicInt8

@@ -23,8 +23,8 @@ __all__ = [
     "WeightMatrix",
     "activation_ranges",
     "analyze",
-    "check_extra",
     "output_sqnr",
+    "primitives",
     "quantized",
     "real_positions",
     "round_trip",
@@ -171,17 +171,15 @@ def round_trip(weight: Tensor, scheme: QuantizationScheme) -> Tensor:
 
 def _round_trip(values: Tensor, source: Tensor, block: Sequence[int], bits: int, symmetric: bool) -> Tensor:
     """``values`` quantized and back, with the ranges of the blocks of ``source``."""
-    primitives = _primitives()
+    torchao = primitives()
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    mapping = primitives.MappingType.SYMMETRIC if symmetric else primitives.MappingType.ASYMMETRIC
-    scale, zero_point = primitives.choose_qparams_affine(
+    mapping = torchao.MappingType.SYMMETRIC if symmetric else torchao.MappingType.ASYMMETRIC
+    scale, zero_point = torchao.choose_qparams_affine(
         source, mapping, block, torch.int8, low, high, zero_point_dtype=torch.int32
     )
     block = block if source is values else values.shape
-    levels = primitives.quantize_affine(values, block, scale, zero_point, torch.int8, low, high)
-    return primitives.dequantize_affine(
-        levels, block, scale, zero_point, torch.int8, low, high, output_dtype=values.dtype
-    )
+    levels = torchao.quantize_affine(values, block, scale, zero_point, torch.int8, low, high)
+    return torchao.dequantize_affine(levels, block, scale, zero_point, torch.int8, low, high, output_dtype=values.dtype)
 
 
 def weight_sqnr(weight: Tensor, scheme: QuantizationScheme) -> float:
@@ -360,7 +358,7 @@ def analyze(
     Raises:
         InputError: If the extra ``torchao`` is missing, there are no batches, or a group size does not fit.
     """
-    check_extra()
+    primitives()
     if not batches:
         raise InputError("The analysis needs batches to run the layers on, but got none.")
     matrices = weight_matrices(model)
@@ -383,19 +381,17 @@ def analyze(
     return measured
 
 
-def check_extra() -> None:
-    """Raise unless the extra ``torchao`` is there.
+def primitives(user: str = "The analysis") -> Any:
+    """The arithmetic of torchao.
+
+    Args:
+        user: Who needs it, as an error says it.
 
     Raises:
-        InputError: If it is missing.
+        InputError: If the extra ``torchao`` is missing.
     """
-    _primitives()
-
-
-def _primitives() -> Any:
-    """The arithmetic of torchao."""
     try:
         from torchao.quantization import quant_primitives
     except ImportError as error:
-        raise InputError("The analysis needs the package torchao: pip install 'lightning-kd[torchao]'.") from error
+        raise InputError(f"{user} needs the package torchao: pip install 'lightning-kd[torchao]'.") from error
     return quant_primitives

@@ -60,7 +60,7 @@ class Quantizer(ABC):
         """
         raise InputError(
             f"{type(self).__name__} quantizes after training alone (mode: ptq): for quantization-aware training take "
-            "ONNXRuntimeInt8 or DynamicInt8."
+            "ONNXRuntimeInt8, ONNXRuntimeInt4 or DynamicInt8."
         )
 
     def check(self) -> None:  # noqa: B027  # most backends have something to check, torch's own does not
@@ -68,6 +68,13 @@ class Quantizer(ABC):
 
         Raises:
             InputError: If an extra of the package is missing; the message names it.
+        """
+
+    def check_model(self, model: PreTrainedModel) -> None:  # noqa: B027  # most backends take any
+        """Refuse, before the first batch, a model that :meth:`convert` would refuse after the last.
+
+        Raises:
+            InputError: If the backend cannot quantize it; the message names the layer.
         """
 
     @abstractmethod
@@ -78,7 +85,7 @@ class Quantizer(ABC):
         folder: Path,
         keep_float: Collection[str] = (),
     ) -> None:
-        """Write ``model`` as int8 into ``folder``.
+        """Write ``model``, quantized, into ``folder``.
 
         Args:
             model: The float32 student, in eval mode on the CPU; it is not changed.

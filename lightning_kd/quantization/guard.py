@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 
 from lightning_kd.quantization.analysis import (
     QuantizationScheme,
+    WeightMatrix,
     activation_ranges,
     quantized,
     real_positions,
@@ -33,7 +35,7 @@ def sensitive_layers(
     Args:
         model: In eval mode; it is as it was afterwards.
         batches: The model's inputs by name, at least one.
-        scheme: How a layer is quantized.
+        scheme: How a layer is quantized; a matrix whose columns a group does not divide, by channel.
 
     Returns:
         Dotted names, as of :func:`~lightning_kd.quantization.base.quantizable_layers`.
@@ -50,13 +52,18 @@ def sensitive_layers(
         with ExitStack() as stack:
             for matrix in matrices:
                 if matrix.module is modules[name]:
-                    stack.enter_context(quantized(matrix, scheme, ranges))
+                    stack.enter_context(quantized(matrix, _fitting(scheme, matrix), ranges))
             noise[name] = sum(
                 real_positions((value - before[key]).double().square(), batch).sum().item()
                 for batch, before in zip(batches, exact, strict=True)
                 for key, value in named_logits(model(**batch)).items()
             )
     return sorted(noise, key=noise.__getitem__, reverse=True)
+
+
+def _fitting(scheme: QuantizationScheme, matrix: WeightMatrix) -> QuantizationScheme:
+    uneven = scheme.granularity == "group" and matrix.weight.shape[1] % scheme.group_size
+    return replace(scheme, granularity="channel") if uneven else scheme
 
 
 def fewest_in_float(drop: Callable[[int], float], max_drop: float, most: int) -> int | None:

@@ -7,7 +7,7 @@ import importlib.util
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -69,8 +69,8 @@ class TorchAO(Quantizer):
             unless given. With int8 weights there are no groups.
 
     Raises:
-        InputError: If a value is not among these; in :meth:`convert`, if ``group_size`` does not divide the columns of
-            a layer.
+        InputError: If a value is not among these; in :meth:`check_model` and :meth:`convert`, if ``group_size`` does
+            not divide the columns of a layer.
     """
 
     file_name: ClassVar[str] = "torchao.safetensors"
@@ -108,6 +108,13 @@ class TorchAO(Quantizer):
     def check(self) -> None:
         if importlib.util.find_spec("torchao") is None:
             raise InputError("TorchAO needs the package torchao: pip install 'lightning-kd[torchao]'.")
+
+    def check_model(self, model: PreTrainedModel, keep_float: Collection[str] = ()) -> None:
+        for name, module in model.named_modules():
+            if self.group_size is not None and type(module) in _LAYERS and name not in keep_float:
+                columns: int = cast(Tensor, module.weight).shape[1]
+                if columns % self.group_size:
+                    raise expected("group_size", f"a divisor of the {columns} columns of {name}", self.group_size)
 
     def convert(
         self,
@@ -174,6 +181,8 @@ class TorchAO(Quantizer):
             quantize_,
         )
 
+        self.check_model(model, keep_float)
+
         def is_chosen(module: nn.Module, name: str) -> bool:
             return type(module) in _LAYERS and name not in keep_float
 
@@ -191,14 +200,6 @@ class TorchAO(Quantizer):
             dynamic = Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
             weight_only = Int8WeightOnlyConfig(set_inductor_config=False)
         else:
-            for name, module in model.named_modules():
-                if isinstance(module, _LAYERS) and is_chosen(module, name):
-                    columns = module.weight.shape[1]
-                    if columns % self.group_size:
-                        what = f"a divisor of the {columns} columns of {name}"
-                        raise expected(
-                            "group_size", what, self.group_size, "Take another, or keep that layer in float."
-                        )
             group = PerGroup(self.group_size)
             int4: torch.dtype = torch.int4  # type: ignore[attr-defined]  # torch's stubs lack it
             dynamic = Int8DynamicActivationIntxWeightConfig(int4, group)

@@ -17,7 +17,7 @@ from lightning_kd import DistillationModule, InputError, ModelSource, Runner
 from lightning_kd.callbacks import CompressionReport, QuantizationCallback, StudentExport
 from lightning_kd.datamodules import GLUEDataModule
 from lightning_kd.optim import AdamW
-from lightning_kd.quantization import DynamicInt8, ONNXRuntimeInt8, OpenVINOInt8, Quantizer
+from lightning_kd.quantization import DynamicInt8, ONNXRuntimeInt4, ONNXRuntimeInt8, OpenVINOInt8, Quantizer, TorchAO
 from lightning_kd.quantization.analysis import QuantizationScheme
 from lightning_kd.quantization.base import quantizable_layers
 from lightning_kd.quantization.guard import fewest_in_float, sensitive_layers
@@ -66,6 +66,13 @@ def fragile(tmp_path: Path, tiny_model: Make, write_glue: Make) -> Callable[...,
         return module, GLUEDataModule("sst2", str(data), str(folder), batch_size=8)
 
     return make
+
+
+def _model(module: DistillationModule) -> BertForSequenceClassification:
+    model: BertForSequenceClassification = AutoModelForSequenceClassification.from_pretrained(
+        module.student_source.path
+    )
+    return model.eval()
 
 
 def _still(params: Any) -> AdamW:
@@ -129,6 +136,34 @@ def test_what_cannot_be_kept_ends_the_fit(fragile: Make, make_trainer: Make, tmp
     assert len(Runner.open(tmp_path / "run" / "student").predict(["ba"])) == 1
 
 
+def test_groups_that_do_not_fit_are_compared_by_channel(fragile: Make, make_trainer: Make) -> None:
+    """Stops a limit on 4 bits from ending a fit in an error where a layer's width is no multiple of the block."""
+    module, data = fragile("classifier")
+    quantizer = ONNXRuntimeInt4(block_size=16)
+    try:
+        quantizer.check()
+    except InputError as error:
+        pytest.skip(str(error))
+    assert {16, 24} <= {m.weight.shape[1] for m in _model(module).modules() if isinstance(m, torch.nn.Linear)}
+    callback = QuantizationCallback(quantizer, max_drop=0.3)
+    make_trainer(callbacks=[callback]).fit(module, datamodule=data)
+    assert "classifier" in callback.kept_float
+
+
+def test_a_model_that_cannot_be_quantized_is_refused_before_training(fragile: Make, make_trainer: Make) -> None:
+    """Stops a training of hours from ending in a group size that does not fit."""
+    module, data = fragile()
+    quantizer = TorchAO("int4", group_size=64)
+    try:
+        quantizer.check()
+    except InputError as error:
+        pytest.skip(str(error))
+    trainer = make_trainer(callbacks=[QuantizationCallback(quantizer)])
+    with pytest.raises(InputError, match=r"`group_size` to be a divisor of the 16 columns of bert\.embeddings"):
+        trainer.fit(module, datamodule=data)
+    assert trainer.global_step == 0
+
+
 @pytest.mark.parametrize("value", [-0.1, float("inf"), float("nan")])
 def test_max_drop_is_checked(value: float) -> None:
     """Stops a limit that nothing can break, or nothing can keep."""
@@ -142,7 +177,9 @@ def test_a_missing_extra_is_said_before_training(
     """Stops a training of hours from ending for want of a package."""
     monkeypatch.setitem(__import__("sys").modules, "torchao.quantization", None)
     callback = QuantizationCallback(DynamicInt8(), max_drop=0.1)
-    with pytest.raises(InputError, match=r"pip install 'lightning-kd\[torchao\]'"):
+    with pytest.raises(
+        InputError, match=r"`max_drop` needs the package torchao: pip install 'lightning-kd\[torchao\]'"
+    ):
         make_trainer(callbacks=[callback]).fit(distillation(), datamodule=glue())
 
 
@@ -150,7 +187,7 @@ def test_the_most_sensitive_layers_come_first(fragile: Make) -> None:
     """Stops an order by name or by size; both fragile layers lead, and the model is as it was."""
     module, data = fragile("classifier", "bert.pooler.dense")
     data.setup("fit")
-    model = AutoModelForSequenceClassification.from_pretrained(module.student_source.path).eval()
+    model = _model(module)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     batches = [module.task.model_inputs(batch) for batch in data.calibration_batches(3)]
     order = sensitive_layers(model, batches, QuantizationScheme(8))

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from lightning_kd import DistillationModule, InputError, ModelSource, Runner
 from lightning_kd.callbacks import CompressionReport, QuantizationCallback, StudentExport
+from lightning_kd.callbacks import report as report_module
 from lightning_kd.callbacks._drawing import _label_offsets
 from lightning_kd.callbacks.report import Report
 from lightning_kd.datamodules import GLUEDataModule
@@ -216,9 +217,20 @@ def test_fine_tuning_is_reported_without_a_teacher(
 
 
 def test_without_a_teacher_the_float_model_is_compared_with(
-    quick: None, tiny_model: Make, distillation: Make, glue: Make, make_trainer: Make
+    quick: None,
+    tiny_model: Make,
+    distillation: Make,
+    glue: Make,
+    make_trainer: Make,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Stops the classic, a fine-tuned model before and after, from being shown without its ratios, or on one thread."""
+    timed: list[int] = []
+    measure = report_module.time_interleaved
+    monkeypatch.setattr(report_module, "time_interleaved", lambda *a: (timed.append(a[-1]), measure(*a))[1])
+    opened: list[int | None] = []
+    open_int8 = DynamicInt8.open
+    monkeypatch.setattr(DynamicInt8, "open", lambda folder, n=None: (opened.append(n), open_int8(folder, n))[1])
     report = CompressionReport(threads=[1, 2])
     trainer = make_trainer(callbacks=[QuantizationCallback(DynamicInt8()), report])
     student = ModelSource(str(tiny_model(head=False)))
@@ -233,7 +245,7 @@ def test_without_a_teacher_the_float_model_is_compared_with(
     for row in (model, int8):
         assert list(row.more_threads) == [2]
         assert 0 < row.more_threads[2].latency_p50 <= row.more_threads[2].latency_p95
-    assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 1 and timed == [1, 1, 2, 2] and opened == [1, 2]
     header, _, _, last = (Path(trainer.default_root_dir) / "report.md").read_text().splitlines()[:4]
     assert header.endswith("| ms, p50, 2 threads | ms, p95, 2 threads | texts/s, 2 threads | faster, 2 threads |")
     assert last.count("|") == header.count("|")
