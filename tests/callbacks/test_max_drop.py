@@ -17,7 +17,15 @@ from lightning_kd import DistillationModule, InputError, ModelSource, Runner
 from lightning_kd.callbacks import CompressionReport, QuantizationCallback, StudentExport
 from lightning_kd.datamodules import GLUEDataModule
 from lightning_kd.optim import AdamW
-from lightning_kd.quantization import DynamicInt8, ONNXRuntimeInt4, ONNXRuntimeInt8, OpenVINOInt8, Quantizer, TorchAO
+from lightning_kd.quantization import (
+    DynamicInt8,
+    Forward,
+    ONNXRuntimeInt4,
+    ONNXRuntimeInt8,
+    OpenVINOInt8,
+    Quantizer,
+    TorchAO,
+)
 from lightning_kd.quantization.analysis import QuantizationScheme
 from lightning_kd.quantization.base import quantizable_layers
 from lightning_kd.quantization.guard import fewest_in_float, sensitive_layers
@@ -162,6 +170,30 @@ def test_a_model_that_cannot_be_quantized_is_refused_before_training(fragile: Ma
     with pytest.raises(InputError, match=r"`group_size` to be a divisor of the 16 columns of bert\.embeddings"):
         trainer.fit(module, datamodule=data)
     assert trainer.global_step == 0
+
+
+@pytest.mark.parametrize("needed", [0, 3, 4, 7])
+def test_what_is_written_is_what_was_found(needed: int, fragile: Make, make_trainer: Make) -> None:
+    """Stops the folder from being that of the last attempt, which may be one that lost too much."""
+    asked: list[list[str]] = []
+
+    class Asked(DynamicInt8):
+        """Predicts as the float model does once enough layers are in float."""
+
+        def convert(self, model: Any, calibration: Any, folder: Path, keep_float: Any = ()) -> None:
+            asked.append(list(keep_float))
+            super().convert(model, calibration, folder, quantizable_layers(model))
+
+        @classmethod
+        def open(cls, folder: Path, threads: int | None = None) -> Forward:
+            forward = super().open(folder, threads)
+            sign = 1 if len(asked[-1]) >= needed else -1
+            return lambda inputs: {name: sign * value for name, value in forward(inputs).items()}
+
+    module, data = fragile()
+    callback = QuantizationCallback(Asked(), max_drop=0.1)
+    make_trainer(callbacks=[callback]).fit(module, datamodule=data)
+    assert len(callback.kept_float) == needed and asked[-1] == callback.kept_float
 
 
 @pytest.mark.parametrize("value", [-0.1, float("inf"), float("nan")])

@@ -14,7 +14,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from lightning.pytorch.loggers import CSVLogger
 from matplotlib.image import imread
@@ -170,6 +170,8 @@ def test_chart_is_drawn(run: Run) -> None:
     assert sorted(p.name for p in run.folder.iterdir()) == ["report.json", "report.md", "report.png"]
 
 
+@example([(0, 0, 15), (31, 0, 15)])
+@example([(100, 0, 12), (131, 0, 12), (69, 0, 12)])
 @given(st.lists(st.tuples(st.integers(0, 400), st.integers(0, 200), st.integers(6, 17)), min_size=2, max_size=7))
 def test_a_number_is_nearest_to_its_own_point(points: list[tuple[int, int, int]]) -> None:
     """Stops the number of one model from standing on another's point."""
@@ -231,12 +233,13 @@ def test_without_a_teacher_the_float_model_is_compared_with(
     opened: list[int | None] = []
     open_int8 = DynamicInt8.open
     monkeypatch.setattr(DynamicInt8, "open", lambda folder, n=None: (opened.append(n), open_int8(folder, n))[1])
-    report = CompressionReport(threads=[1, 2])
+    report = CompressionReport({"other": str(tiny_model(hidden_size=32))}, threads=[1, 2])
     trainer = make_trainer(callbacks=[QuantizationCallback(DynamicInt8()), report])
     student = ModelSource(str(tiny_model(head=False)))
     trainer.fit(distillation(student=student, teachers={}, losses={}), datamodule=glue("mrpc"))
     assert report.report is not None
-    model, int8 = report.report.rows
+    other, model, int8 = report.report.rows
+    assert other.times_smaller == model.bytes / other.bytes != 1
     assert (model.name, int8.name) == ("model", "int8, torch")
     assert (model.kept, model.times_smaller, model.times_faster) == (100, 1, 1)
     assert int8.times_smaller == model.bytes / int8.bytes and int8.times_faster is not None
@@ -246,7 +249,7 @@ def test_without_a_teacher_the_float_model_is_compared_with(
         assert list(row.more_threads) == [2]
         assert 0 < row.more_threads[2].latency_p50 <= row.more_threads[2].latency_p95
     assert torch.get_num_threads() == 1 and timed == [1, 1, 2, 2] and opened == [1, 2]
-    header, _, _, last = (Path(trainer.default_root_dir) / "report.md").read_text().splitlines()[:4]
+    header, _, _, _, last = (Path(trainer.default_root_dir) / "report.md").read_text().splitlines()[:5]
     assert header.endswith("| ms, p50, 2 threads | ms, p95, 2 threads | texts/s, 2 threads | faster, 2 threads |")
     assert last.count("|") == header.count("|")
     assert "share of that of the float model" in (Path(trainer.default_root_dir) / "report.md").read_text()

@@ -20,7 +20,7 @@ from lightning_kd.callbacks import CompressionReport, QuantizationCallback, Stud
 from lightning_kd.datamodules import RunningTextDataModule
 from lightning_kd.losses import FeatureMatch, HiddenStateMSE, SoftTargetKL
 from lightning_kd.optim import AdamW
-from lightning_kd.quantization import DynamicInt8
+from lightning_kd.quantization import DynamicInt8, Forward
 from lightning_kd.tasks import LanguageModeling, SequenceClassification, Task, TokenClassification
 from lightning_kd.tasks.base import IGNORED
 
@@ -173,9 +173,27 @@ def test_a_language_model_goes_from_text_to_int8(tmp_path: Path, text: Make, mak
         (record,) = opened.predict([lines[0]])
         assert record["words"] == len(words(lines[:1], set())) and 1 < record["perplexity"] < 1000
     assert rows["int8, torch"] == pytest.approx(rows["model"], rel=0.02)
+    assert [row.kept for row in report.report.rows] == [None, None], "a share of a perplexity says nothing"
+    assert report.report.rows[1].times_smaller is not None and report.report.rows[1].times_smaller > 1
     assert trainer.callback_metrics["val/perplexity"] < len(data.tokenizer)
     log_loss = trainer.callback_metrics["val/loss"].item()
     assert trainer.callback_metrics["val/perplexity"].item() == pytest.approx(math.exp(log_loss), rel=1e-4)
+
+
+class Clueless(DynamicInt8):
+    """Writes a folder that opens as a model which finds every word as likely as any other."""
+
+    @classmethod
+    def open(cls, folder: Path, threads: int | None = None) -> Forward:
+        forward = super().open(folder, threads)
+        return lambda inputs: {name: torch.zeros_like(value) for name, value in forward(inputs).items()}
+
+
+def test_a_higher_perplexity_is_a_loss(text: Make, make_trainer: Make) -> None:
+    """Stops a limit on what may be lost from taking a worse perplexity for a gain."""
+    callback = QuantizationCallback(Clueless(), max_drop=0.5)
+    with pytest.raises(InputError, match=r"loses more perplexity on the validation split than max_drop, 0\.5"):
+        make_trainer(callbacks=[callback], max_epochs=3).fit(module(), datamodule=text())
 
 
 def test_a_language_model_can_be_distilled(tmp_path: Path, text: Make, make_trainer: Make) -> None:
