@@ -93,7 +93,7 @@ def own_interface(quantizer: Quantizer, folder: Path, threads: int) -> Forward |
 
         options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
         compiled = openvino.Core().compile_model(file, "CPU", options)
-        return lambda batch: compiled({name: value.numpy() for name, value in batch.items()})  # type: ignore[return-value]
+        return lambda batch: compiled({name: value.numpy() for name, value in batch.items()})
     return None
 
 
