@@ -1,0 +1,311 @@
+"""The logits of a teacher on disk: computed once, found by row."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AutoConfig
+
+from lightning_kd._checks import InputError, expected
+from lightning_kd.models import ModelSource
+
+__all__ = ["CachedLogits", "LogitWriter", "Rows", "fingerprint_of_rows", "fingerprint_of_teacher"]
+
+Stored = Literal["float16", "float32"]
+
+#: Rows that are written and, after an interruption, computed again together.
+SHARD = 4096
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where the rows of a split have their tokens, as a teacher reads them.
+
+    Args:
+        index: ``(rows,)`` int64, the numbers by which batches name the rows.
+        starts: ``(rows + 1,)`` int64, the first token of each row, over all of its windows, and the end of the last.
+    """
+
+    index: NDArray[np.int64]
+    starts: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+def fingerprint_of_rows(tokens: Mapping[str, NDArray[np.int32]], *places: NDArray[np.int64] | None) -> str:
+    """A hash of what a teacher reads: whatever changes it (texts, tokenizer, lengths, choice of rows) changes the hash.
+
+    Args:
+        tokens: The model's inputs by name, ``(total tokens,)`` each.
+        places: Where windows and rows begin, and the rows' numbers.
+    """
+    found = hashlib.sha256()
+    for name in sorted(tokens):
+        found.update(name.encode())
+        found.update(np.ascontiguousarray(tokens[name]))
+    for place in places:
+        found.update(b"none" if place is None else np.ascontiguousarray(place))
+    return found.hexdigest()
+
+
+def fingerprint_of_teacher(source: ModelSource) -> str:
+    """A hash of a teacher's weights and of how it is loaded; of one on the Hub, the commit stands for the weights."""
+    found = hashlib.sha256()
+    how = asdict(source) | {"path": None}
+    folder = Path(str(source.path))
+    if folder.is_dir():
+        for file in sorted(folder.iterdir()):
+            if file.name == "config.json" or file.suffix in (".safetensors", ".bin"):
+                with file.open("rb") as opened:
+                    found.update(hashlib.file_digest(opened, "sha256").digest())
+    else:
+        config = AutoConfig.from_pretrained(source.path, revision=source.revision, trust_remote_code=False)
+        how |= {"path": source.path, "revision": getattr(config, "_commit_hash", None) or source.revision}
+    found.update(json.dumps(how, sort_keys=True).encode())
+    return found.hexdigest()
+
+
+#: What a part of a cache's identity is called in a message.
+_PARTS = {
+    "teacher": "another teacher (its weights, its configuration or how it is loaded)",
+    "rows": "other training rows, another tokenizer or other limits of length",
+    "precision": "another trainer.precision",
+    "dtype": "another dtype",
+    "top_k": "another top_k",
+    "format": "another version of lightning-kd",
+}
+
+
+class CachedLogits:
+    """The logits of one teacher for every row of a split, memory-mapped.
+
+    ``identity.json`` says what they were computed from; a file ``<logits>.npy`` each holds them, ``(rows, C)`` for a
+    label per example, and ``(tokens, C)`` or ``(tokens,)`` for one per token, without padding. With ``top_k`` there are
+    the largest logits, ``.top.npy``, their classes, ``.classes.npy``, and ``.rest.npy``, the logarithm of the sum of
+    ``exp`` over the others, which are given back as equal.
+
+    Args:
+        folder: Of the files.
+        rows: The rows as the teacher reads them.
+        identity: What the logits have to be of.
+
+    Raises:
+        InputError: If they are of anything else, or a file is damaged.
+    """
+
+    def __init__(self, folder: Path, rows: Rows, identity: Mapping[str, Any]) -> None:
+        check_identity(folder, identity)
+        about = json.loads((folder / "identity.json").read_text(encoding="utf-8"))["logits"]
+        self.num_classes: dict[str, int | None] = {name: each["classes"] for name, each in about.items()}
+        self._per_token = {name: each["per_token"] for name, each in about.items()}
+        self._arrays: dict[str, dict[str, NDArray[Any]]] = {}
+        total = {True: int(rows.starts[-1]), False: len(rows)}
+        for name, each in about.items():
+            self._arrays[name] = {part: _mapped(folder / file) for part, file in each["files"].items()}
+            for part, array in self._arrays[name].items():
+                if len(array) != total[each["per_token"]]:
+                    raise _damaged(folder / each["files"][part])
+        self._starts = rows.starts
+        self._order = np.argsort(rows.index, kind="stable")
+        self._sorted = rows.index[self._order]
+
+    def __call__(self, index: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        """The logits of a batch, float32.
+
+        Args:
+            index: ``(rows,)`` int64, the rows' numbers.
+            attention_mask: ``(windows, L)``, of the rows' windows as the teacher reads them, in the rows' order.
+
+        Returns:
+            By name, ``(rows, C)``, or ``(windows, L, C)`` and ``(windows, L)``; 0 at padding.
+        """
+        places = self._order[np.searchsorted(self._sorted, index.numpy())]
+        mask = attention_mask.bool()
+        tokens = None
+        found = {}
+        for name, arrays in self._arrays.items():
+            if not self._per_token[name]:
+                found[name] = self._restored(name, {part: array[places] for part, array in arrays.items()})
+                continue
+            if tokens is None:
+                tokens = np.concatenate([np.arange(self._starts[p], self._starts[p + 1]) for p in places])
+            values = self._restored(name, {part: array[tokens] for part, array in arrays.items()})
+            found[name] = values.new_zeros(*mask.shape, *values.shape[1:])
+            found[name][mask] = values
+        return found
+
+    def _restored(self, name: str, parts: Mapping[str, NDArray[Any]]) -> Tensor:
+        if "all" in parts:
+            return torch.from_numpy(parts["all"].astype(np.float32))
+        top, classes, rest = (torch.from_numpy(parts[part]) for part in ("top", "classes", "rest"))
+        num_classes = self.num_classes[name]
+        assert num_classes is not None  # noqa: S101  # top_k is refused without classes
+        values = (rest - np.log(num_classes - top.shape[-1])).unsqueeze(-1).expand(*rest.shape, num_classes)
+        return values.scatter(-1, classes.long(), top.float())
+
+
+def _mapped(file: Path) -> NDArray[Any]:
+    try:
+        mapped: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise _damaged(file) from error
+    return mapped
+
+
+def _damaged(file: Path) -> InputError:
+    return InputError(
+        f"The cached logits in {file} are damaged or cut off: delete the folder {file.parent}, and they are computed "
+        "again."
+    )
+
+
+def check_identity(folder: Path, identity: Mapping[str, Any], file: str = "identity.json") -> None:
+    """Refuse cached logits that are of something else.
+
+    Raises:
+        InputError: With what is different, and what to do.
+    """
+    try:
+        own = json.loads((folder / file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(folder / file) from error
+    different = [part for part, value in identity.items() if own.get(part) != value]
+    if different:
+        what = " and with ".join(_PARTS[part] for part in different)
+        raise InputError(
+            f"The cached logits in {folder} were computed with {what}: delete the folder, or give teacher_cache another "
+            "path."
+        )
+
+
+class LogitWriter:
+    """Computes the logits of a teacher shard by shard, in files that get their names when all is there.
+
+    Several processes may write one cache, each its share of the shards. What was finished before an interruption is
+    not computed again.
+
+    Args:
+        folder: Of the cache.
+        rows: The rows as the teacher reads them.
+        identity: What the logits are of; kept beside them.
+        dtype: That they are stored in.
+        top_k: Store this many of the largest logits of each distribution, and what is left over of it; all unless
+            given.
+    """
+
+    def __init__(
+        self, folder: Path, rows: Rows, identity: Mapping[str, Any], dtype: Stored = "float16", top_k: int | None = None
+    ) -> None:
+        self.folder = folder
+        self.rows = rows
+        self.identity = dict(identity)
+        self.dtype = dtype
+        self.top_k = top_k
+
+    @property
+    def _partial(self) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.partial")
+
+    def prepare(self, example: Mapping[str, tuple[bool, Tensor]]) -> None:
+        """Make the files, on one process; those of an interrupted run that are of the same stay.
+
+        Args:
+            example: By the logits' names, whether there is one per token, and one of them: ``(C,)``, or ``()`` where
+                each token has a number.
+
+        Raises:
+            InputError: If the unfinished files are of something else, or ``top_k`` does not fit.
+        """
+        if self._partial.exists():
+            check_identity(self._partial, self.identity)
+            return
+        about: dict[str, dict[str, Any]] = {}
+        self._partial.mkdir(parents=True)
+        for name, (per_token, values) in example.items():
+            num_classes = values.shape[-1] if values.dim() else None
+            if self.top_k is not None and (num_classes is None or not 0 < self.top_k < num_classes):
+                what = "left out for answers" if num_classes is None else f"from 1 to {num_classes - 1} for {name}"
+                raise expected("top_k", what, self.top_k)
+            total = int(self.rows.starts[-1]) if per_token else len(self.rows)
+            width = () if num_classes is None else (self.top_k or num_classes,)
+            parts: dict[str, tuple[type | str, tuple[int, ...]]] = {"all": (self.dtype, (total, *width))}
+            if self.top_k is not None:
+                number = np.uint16 if num_classes is not None and num_classes <= 2**16 else np.int32
+                parts = {
+                    "top": (self.dtype, (total, *width)),
+                    "classes": (number, (total, *width)),
+                    "rest": (np.float32, (total,)),
+                }
+            files = {part: f"{name}.npy" if part == "all" else f"{name}.{part}.npy" for part in parts}
+            for part, (kind, shape) in parts.items():
+                np.lib.format.open_memmap(self._partial / files[part], mode="w+", dtype=kind, shape=shape).flush()
+            about[name] = {"per_token": per_token, "classes": num_classes, "files": files}
+        _write_json(self._partial / "identity.json", self.identity | {"logits": about})
+
+    def missing(self) -> list[int]:
+        """The shards that are not there yet."""
+        shards = range(-(-len(self.rows) // SHARD))
+        return [shard for shard in shards if not self._mark(shard).exists()]
+
+    def rows_of(self, shard: int) -> range:
+        """The places of a shard's rows."""
+        return range(shard * SHARD, min((shard + 1) * SHARD, len(self.rows)))
+
+    def write(self, shard: int, batches: Iterator[tuple[Sequence[int], Mapping[str, Tensor]]]) -> None:
+        """Store one shard.
+
+        Args:
+            shard: Its number.
+            batches: For some rows at a time, their places and their logits by name: ``(rows, C)``, or those of all of
+                their tokens one after the other, ``(tokens, C)`` or ``(tokens,)``.
+        """
+        about = json.loads((self._partial / "identity.json").read_text(encoding="utf-8"))["logits"]
+        opened = {
+            (name, part): np.lib.format.open_memmap(self._partial / file, mode="r+")
+            for name, each in about.items()
+            for part, file in each["files"].items()
+        }
+        starts = self.rows.starts
+        for places, logits in batches:
+            for name, values in logits.items():
+                at = np.asarray(places)
+                if about[name]["per_token"]:
+                    at = np.concatenate([np.arange(starts[place], starts[place + 1]) for place in places])
+                for part, array in self._parts(values.float().cpu()).items():
+                    opened[name, part][at] = array
+        for memmap in opened.values():
+            memmap.flush()
+        self._mark(shard).touch()  # once its values are on the disk
+
+    def _parts(self, values: Tensor) -> dict[str, NDArray[Any]]:
+        if self.top_k is None:
+            return {"all": values.numpy()}
+        top = values.topk(self.top_k, dim=-1)
+        rest = values.scatter(-1, top.indices, -float("inf")).logsumexp(-1)
+        return {"top": top.values.numpy(), "classes": top.indices.numpy(), "rest": rest.numpy()}
+
+    def _mark(self, shard: int) -> Path:
+        return self._partial / f"{shard:05d}.done"
+
+    def finish(self) -> None:
+        """Give the complete cache its name, on one process."""
+        for mark in self._partial.glob("*.done"):
+            mark.unlink()
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self._partial.rename(self.folder)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(path)
