@@ -1,11 +1,11 @@
 r"""What quantization-aware training gives over quantization after training, and what the teacher gives it.
 
-The distilled students of MRPC and CoNLL-2003 are trained on for one epoch of 3,000 rows in three ways, and quantized to 8
-bits and to weights of 4 bits: in float by their teacher, quantized afterwards (PTQ, teacher); under the backend's rounding
-by their teacher (QAT, teacher); under the rounding by the hard labels (QAT). The score is that of the last weights on
-held-out rows, which no run trains on and nothing is chosen by. `agrees` is the lowest share of predictions on the
-validation split that a folder shares with the fake-quantized student that was trained. A run that has its report under
---out is not run again. Needs the students and teachers of configs/<set>/student.yaml. From local folders:
+The distilled students of MRPC and CoNLL-2003 are trained on for one epoch of 3,000 rows in three ways, and quantized to
+8 bits and to weights of 4 bits: in float by their teacher, quantized afterwards (PTQ, teacher); under the backend's
+rounding by their teacher (QAT, teacher); under the rounding by the hard labels (QAT). The score is that of the last
+weights on held-out rows, which no run trains on and nothing is chosen by. `agrees` is the lowest share of predictions
+on the validation split that a folder shares with the fake-quantized student that was trained. A run that has its report
+under --out is not run again. Needs the students and teachers of configs/<set>/student.yaml. From local folders:
 
     python benchmarks/qat.py --data ../shared/data --json benchmarks/results/qat.json
 """

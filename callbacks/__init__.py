@@ -7,6 +7,7 @@ from lightning_kd.callbacks.predictions import GLUESubmission, PredictionWriter
 from lightning_kd.callbacks.quantization import QuantizationCallback
 from lightning_kd.callbacks.report import CompressionReport
 from lightning_kd.callbacks.schedules import LossWeightSchedule, TemperatureSchedule
+from lightning_kd.callbacks.teacher_cache import TeacherCache
 
 __all__ = [
     "CompressionReport",
@@ -17,5 +18,6 @@ __all__ = [
     "PredictionWriter",
     "QuantizationCallback",
     "StudentExport",
+    "TeacherCache",
     "TemperatureSchedule",
 ]

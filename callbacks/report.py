@@ -201,11 +201,14 @@ class CompressionReport(L.Callback):
 
     def _candidates(self, trainer: L.Trainer, module: DistillationModule) -> list[_Candidate]:
         found = []
-        for name, teacher in module.teachers.items() if self.teacher else ():
-            path = module.teacher_sources[name].path
+        for name, source in module.teacher_sources.items() if self.teacher else ():
+            path = source.path
+            teacher = module.teachers.get(name)  # not loaded if its logits are cached
+            if teacher is None:
+                teacher = load_trained(source, module.task.auto_class, f"model.teachers.{name}")
             local = path is not None and Path(path).is_dir()
             size = weight_bytes(Path(path)) if local and path else _tensor_bytes(teacher)
-            label = "teacher" if len(module.teachers) == 1 else f"teacher {name}"
+            label = "teacher" if len(module.teacher_sources) == 1 else f"teacher {name}"
             encoding = name if name in data_of(trainer).teacher_tokenizers else None
             forwards, task = self._in_torch(teacher.cpu(), module.task), module.task.with_config(teacher.config)
             found.append(_Candidate(label, forwards, task, count_parameters(teacher), size, encoding=encoding))
@@ -218,7 +221,7 @@ class CompressionReport(L.Callback):
         callbacks = callbacks_of(trainer)
         exported = [c.folder for c in callbacks if isinstance(c, StudentExport) and c.folder is not None]
         size = weight_bytes(exported[0]) if exported else _tensor_bytes(student)
-        name = "student" if module.teachers else "model"  # without a teacher it may be one to be
+        name = "student" if module.teacher_sources else "model"  # without a teacher it may be one to be
         found.append(_Candidate(name, self._in_torch(student, module.task), module.task, parameters, size))
         for callback in callbacks:
             if isinstance(callback, QuantizationCallback) and callback.folder is not None:
@@ -251,7 +254,7 @@ class CompressionReport(L.Callback):
         single, many = _timing_batches(data, module, candidates, main_split)
         main_metric = data.metric_names[0]
         has_int8 = any(c.float_name for c in candidates)
-        has_teacher = self.teacher and bool(module.teachers)
+        has_teacher = self.teacher and bool(module.teacher_sources)
         reference = candidates[0] if has_teacher else next(c for c in candidates[::-1] if not c.float_name)
         times = {n: self._times(n, candidates, reference.name, single, many) for n in self.threads}
         whole = evaluations[reference.name][main_split].metrics[main_metric].value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any, cast
@@ -101,6 +101,8 @@ class TransformerDataModule(L.LightningDataModule):
         #: Of the teachers that read another vocabulary, by name; filled to fit.
         self.teacher_tokenizers: dict[str, PreTrainedTokenizerBase] = {}
         self.label_names: list[str] | None = None
+        #: Adds to a training batch before it leaves the CPU.
+        self.on_train_batch: Callable[[dict[str, Any]], dict[str, Any]] | None = None
         self._rows: dict[str, TokenizedRows] = {}
         self._train: tuple[Dataset, NDArray[np.int64], NDArray[np.int64]] | None = None
 
@@ -335,11 +337,21 @@ class TransformerDataModule(L.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         return self._loader("predict")
 
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        if self.on_train_batch is None or self.trainer is None or not self.trainer.training:
+            return batch
+        return self.on_train_batch(batch)
+
     def batches_of(self, name: str, groups: Iterable[list[int]]) -> list[dict[str, Tensor]]:
         """One batch for each group of row numbers of a loaded split, on this process alone."""
         assert self.tokenizer is not None  # noqa: S101  # set in setup
         collate = Collator(self._rows[name], cast(int, self.tokenizer.pad_token_id))
         return [collate(numbers) for numbers in groups]
+
+    def token_rows(self, name: str, teacher: str | None = None) -> TokenizedRows:
+        """The rows of a loaded split, as the student reads them, or a teacher with a tokenizer of its own."""
+        rows = self._rows[name]
+        return rows.teachers[teacher][0] if teacher in rows.teachers else rows
 
     def calibration_batches(self, count: int) -> list[dict[str, Tensor]]:
         """``count`` training batches, the same for the same seed, whatever the rank and the epoch."""

@@ -81,7 +81,8 @@ def check_loss(name: str, loss: DistillationLoss, task: Task, num_teachers: int,
     needs = loss.needs("teacher")
     if needs and num_teachers > 1:
         raise InputError(
-            f"The loss {name!r} compares inner states, which needs exactly one teacher, but there are {num_teachers}."
+            f"The loss {name!r} compares inner states, which needs exactly one teacher, but there are {num_teachers}: "
+            f"name one in loss_teachers.{name}."
         )
     at_tokens = needs.queries or needs.keys or needs.values or (loss.token_by_token and not task.transfers_tokens)
     if needs and other_vocabulary and at_tokens:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ __all__ = ["CachedLogits", "LogitWriter", "Rows", "fingerprint_of_rows", "finger
 Stored = Literal["float16", "float32"]
 
 #: Rows that are written and, after an interruption, computed again together.
-SHARD = 4096
+SHARD = 1024
 
 
 @dataclass(frozen=True)
@@ -183,8 +185,8 @@ def check_identity(folder: Path, identity: Mapping[str, Any], file: str = "ident
     if different:
         what = " and with ".join(_PARTS[part] for part in different)
         raise InputError(
-            f"The cached logits in {folder} were computed with {what}: delete the folder, or give teacher_cache another "
-            "path."
+            f"The cached logits in {folder} were computed with {what}: delete the folder, or give TeacherCache "
+            "another path."
         )
 
 
@@ -226,11 +228,11 @@ class LogitWriter:
         Raises:
             InputError: If the unfinished files are of something else, or ``top_k`` does not fit.
         """
-        if self._partial.exists():
+        if (self._partial / "identity.json").exists():
             check_identity(self._partial, self.identity)
             return
         about: dict[str, dict[str, Any]] = {}
-        self._partial.mkdir(parents=True)
+        arrays: dict[str, tuple[Any, tuple[int, ...]]] = {}
         for name, (per_token, values) in example.items():
             num_classes = values.shape[-1] if values.dim() else None
             if self.top_k is not None and (num_classes is None or not 0 < self.top_k < num_classes):
@@ -238,7 +240,7 @@ class LogitWriter:
                 raise expected("top_k", what, self.top_k)
             total = int(self.rows.starts[-1]) if per_token else len(self.rows)
             width = () if num_classes is None else (self.top_k or num_classes,)
-            parts: dict[str, tuple[type | str, tuple[int, ...]]] = {"all": (self.dtype, (total, *width))}
+            parts: dict[str, tuple[Any, tuple[int, ...]]] = {"all": (self.dtype, (total, *width))}
             if self.top_k is not None:
                 number = np.uint16 if num_classes is not None and num_classes <= 2**16 else np.int32
                 parts = {
@@ -247,9 +249,19 @@ class LogitWriter:
                     "rest": (np.float32, (total,)),
                 }
             files = {part: f"{name}.npy" if part == "all" else f"{name}.{part}.npy" for part in parts}
-            for part, (kind, shape) in parts.items():
-                np.lib.format.open_memmap(self._partial / files[part], mode="w+", dtype=kind, shape=shape).flush()
+            arrays |= {files[part]: array for part, array in parts.items()}
             about[name] = {"per_token": per_token, "classes": num_classes, "files": files}
+        needed = sum(np.dtype(kind).itemsize * math.prod(shape) for kind, shape in arrays.values())
+        self._partial.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self._partial.parent).free
+        if needed > free:  # or the process dies in the middle: the files are made without their blocks
+            raise InputError(
+                f"The logits for {len(self.rows):,} rows take {needed / 1e9:,.1f} GB, but {self._partial.parent} has "
+                f"{free / 1e9:,.1f} GB left: give TeacherCache another path, dtype float16 or a top_k."
+            )
+        self._partial.mkdir(exist_ok=True)
+        for file, (kind, shape) in arrays.items():
+            np.lib.format.open_memmap(self._partial / file, mode="w+", dtype=kind, shape=shape).flush()
         _write_json(self._partial / "identity.json", self.identity | {"logits": about})
 
     def missing(self) -> list[int]:
@@ -301,7 +313,6 @@ class LogitWriter:
         """Give the complete cache its name, on one process."""
         for mark in self._partial.glob("*.done"):
             mark.unlink()
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
         self._partial.rename(self.folder)
 
 

@@ -7,21 +7,23 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import lightning as L
-import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
-from transformers import AutoConfig, PreTrainedModel, get_linear_schedule_with_warmup
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, get_linear_schedule_with_warmup
 
 from lightning_kd._checks import InputError, check_positive, check_range, expected, nearest
 from lightning_kd.compatibility import check_labels, check_loss, check_task, check_vocabulary, label_names_of
+from lightning_kd.ensemble import Ensemble
 from lightning_kd.features import FeatureCapture
+from lightning_kd.logit_cache import CachedLogits
 from lightning_kd.losses import DistillationLoss
-from lightning_kd.models import ModelSource, count_parameters, load_config, load_model, load_trained
+from lightning_kd.models import ModelSource, count_parameters, load_config, load_model
 from lightning_kd.optim import AdamW, parameter_groups
 from lightning_kd.outputs import Features, LossInputs, Needs
 from lightning_kd.tasks import SequenceClassification, Task
+from lightning_kd.teachers import OpenCache, Teachers
 
 __all__ = ["DistillationModule"]
 
@@ -38,11 +40,13 @@ class DistillationModule(L.LightningModule):
 
     Args:
         student: Where the student starts.
-        teachers: By name. The mean of their logits is what the student learns; losses on hidden states need
-            exactly one teacher.
+        teachers: By name. A loss learns from all of them together, and from one alone that ``loss_teachers`` names.
         task: What the models do.
         losses: Distillation losses by name.
         loss_weights: Weights of the losses by name; 1 where a name is left out.
+        loss_teachers: By the loss's name, the one teacher that it learns from. With several teachers every loss that
+            reads more than logits needs one.
+        ensemble: How the logits of several teachers become one.
         hard_label_weight: Weight of the supervised loss, 0 or more.
         temperature: Divides the logits of teacher and student in losses on distributions; above 0.
         warmup: Share of the training steps in which the learning rate rises from 0, from 0 to 1. It then falls to 0
@@ -69,6 +73,8 @@ class DistillationModule(L.LightningModule):
         task: Task = SequenceClassification(),  # noqa: B008  # frozen
         losses: dict[str, DistillationLoss] | None = None,
         loss_weights: dict[str, float] | None = None,
+        loss_teachers: dict[str, str] | None = None,
+        ensemble: Ensemble = Ensemble(),  # noqa: B008  # frozen
         hard_label_weight: float = 1.0,
         temperature: float = 1.0,
         warmup: float = 0.1,
@@ -89,18 +95,22 @@ class DistillationModule(L.LightningModule):
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         self._given_weights = dict(loss_weights or {})
+        self.loss_teachers = dict(loss_teachers or {})
+        self.ensemble = ensemble
         self.losses = nn.ModuleDict()
         for name, loss in (losses or {}).items():
             self.add_loss(name, loss)
         self.student = None
         self.metrics = nn.ModuleDict()
-        self._teachers: dict[str, PreTrainedModel] = {}  # a plain dict: no submodule, so no checkpoint and no DDP
+        self._teachers = Teachers(self.teacher_sources, task, ensemble)  # no submodule: no checkpoint and no DDP
+        self._open_cache: OpenCache | None = None
         self._built: set[str] = set()
-        self._captures: dict[str, FeatureCapture] = {}  # by teacher; the student's under ""
+        self._capture: FeatureCapture | None = None  # the student's
         self.save_hyperparameters(ignore=["losses", "optimizer", "lr_scheduler"])
         if "_instantiator" not in self.hparams:  # made by hand rather than by the command line: keep it plain, too
             self.hparams["student"] = dataclasses.asdict(student)
             self.hparams["teachers"] = {name: dataclasses.asdict(source) for name, source in (teachers or {}).items()}
+            self.hparams["ensemble"] = dataclasses.asdict(ensemble)
             self.hparams["task"] = task.spec()
             self.hparams["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
             self._hparams_initial = dict(self.hparams)
@@ -129,8 +139,21 @@ class DistillationModule(L.LightningModule):
 
     @property
     def teachers(self) -> dict[str, PreTrainedModel]:
-        """The loaded teachers by name; empty outside of ``fit``."""
-        return self._teachers
+        """The loaded teachers by name; empty outside of ``fit``, and without those whose logits are cached."""
+        return self._teachers.models
+
+    def use_cache(self, open_cache: OpenCache) -> None:
+        """Take the logits of teachers from a cache; before ``setup("fit")``, as callbacks do in theirs.
+
+        Args:
+            open_cache: Asked for each teacher of which the losses read nothing but logits; where it has none yet, the
+                teacher is loaded, and :meth:`replace_teacher` may follow in ``on_fit_start``.
+        """
+        self._open_cache = open_cache
+
+    def replace_teacher(self, name: str, cached: CachedLogits) -> None:
+        """Go on with the logits that a teacher has given for all training rows; the model is forgotten."""
+        self._teachers.use(name, cached)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -205,46 +228,64 @@ class DistillationModule(L.LightningModule):
                 "There is a teacher, but no loss that learns from it: "
                 "add one to `losses`, or a DistillationLossCallback."
             )
-        tokenizer = self._data("tokenizer", None)
-        for name, source in self.teacher_sources.items():
-            if name not in self._teachers:
-                teacher = load_trained(source, self.task.auto_class, f"model.teachers.{name}")
-                label_names = self._data("label_names", label_names_of(self.model.config))
-                check_labels(f"the teacher {name!r}", teacher.config, label_names)
-                self.task.check_teacher(name, teacher.config)
-                own = self._data("teacher_tokenizers", {}).get(name, tokenizer)
-                if own is not None:
-                    check_vocabulary(f"model.teachers.{name}", source, teacher.config, own)
-                self._teachers[name] = teacher
-        student_needs, teacher_needs = Needs(), Needs()
+        self._check_loss_teachers()
+        self._teachers.task = self.task
+        self._teachers.load_configs()
+        names = list(self.teacher_sources)
+        foreign = self._data("teacher_tokenizers", {})
+        needs, student_needs = dict.fromkeys(names, Needs()), Needs()
         for name, module in self.losses.items():
             loss = cast(DistillationLoss, module)
+            among = self._teachers_of(name)
             if name not in self._built:  # once: a second fit goes on with the projections of the first
-                loss.build(self.model.config, next(iter(self._teachers.values())).config)
+                loss.build(self.model.config, self._teachers.configs[among[0]])
                 self._built.add(name)
-            check_loss(name, loss, self.task, len(self._teachers), bool(self._data("teacher_tokenizers", {})))
+            check_loss(name, loss, self.task, len(among), any(teacher in foreign for teacher in among))
             student_needs |= loss.needs("student")
-            teacher_needs |= loss.needs("teacher")
-        self._release()
-        logits = self.task.logits
-        self._captures = {
-            name: FeatureCapture(teacher, teacher_needs, logits, "teacher") for name, teacher in self._teachers.items()
-        }
-        self._captures[""] = FeatureCapture(self.model, student_needs, logits)
+            for teacher in among:
+                needs[teacher] |= loss.needs("teacher")
+        if self._open_cache is not None and (live := [name for name in names if needs[name]]):
+            rank_zero_info(f"Losses read more than the logits of {', '.join(live)}: not cached, run with every batch")
+        self._teachers.load(needs, self._open_cache)
+        if self._open_cache is not None:
+            self.trainer.datamodule.on_train_batch = self._teachers.add_cached  # type: ignore[attr-defined]
+        for name, source in self.teacher_sources.items():
+            config = self._teachers.configs[name]
+            check_labels(f"the teacher {name!r}", config, self._data("label_names", label_names_of(self.model.config)))
+            self.task.check_teacher(name, config)
+            tokenizer = foreign.get(name, self._data("tokenizer", None))
+            if tokenizer is not None:
+                check_vocabulary(f"model.teachers.{name}", source, config, tokenizer)
+        if self._capture is not None:
+            self._capture.remove()
+        self._capture = FeatureCapture(self.model, student_needs, self.task.logits)
 
-    def _release(self) -> None:
-        for capture in self._captures.values():
-            capture.remove()
-        self._captures = {}
+    def _check_loss_teachers(self) -> None:
+        for loss, teacher in self.loss_teachers.items():
+            if loss not in self.losses:
+                valid = ", ".join(self.losses) or "none: this module has no losses"
+                raise expected("loss_teachers", f"names of losses ({valid})", loss, nearest(loss, self.losses))
+            if teacher not in self.teacher_sources:
+                valid = ", ".join(self.teacher_sources)
+                near = nearest(teacher, self.teacher_sources)
+                raise expected(f"loss_teachers.{loss}", f"the name of a teacher ({valid})", teacher, near)
+        config = self.model.config
+        has_classes = config.num_labels > 1 and not self.task.multi_label
+        self.ensemble.check(list(self.teacher_sources), has_classes)
+
+    def _teachers_of(self, loss: str) -> list[str]:
+        """The teachers that a loss learns from: one alone, or all together."""
+        return [self.loss_teachers[loss]] if loss in self.loss_teachers else list(self.teacher_sources)
 
     def on_fit_start(self) -> None:
-        self._move_teachers()
+        self._teachers.to(self.device)
         parts = []
-        for name, teacher in self._teachers.items():
+        for name, config in self._teachers.configs.items():
             title = "teacher" if name == "teacher" else f"teacher {name}"
-            parts.append(f"{title}: {_describe(teacher)}, frozen")
+            teacher = self.teachers.get(name)
+            parts.append(f"{title}: {_describe(config, teacher)}, {'cached' if teacher is None else 'frozen'}")
         trained = count_parameters(self, trainable_only=True)
-        parts.append(f"student: {_describe(self.model)}, {trained / 1e6:.1f} M trained")
+        parts.append(f"student: {_describe(self.model.config, self.model)}, {trained / 1e6:.1f} M trained")
         for name, loss in self.losses.items():
             if pairs := cast(DistillationLoss, loss).describe():
                 parts.append(f"{name}: layers {pairs}")
@@ -252,61 +293,60 @@ class DistillationModule(L.LightningModule):
         rank_zero_info(" | ".join(parts))
 
     def on_train_end(self) -> None:
-        self._release()  # before the student is copied, exported or quantized
+        self._teachers.release()  # before the student is copied, exported or quantized
+        if self._capture is not None:
+            self._capture.remove()
+            self._capture = None
 
     def on_fit_end(self) -> None:
-        self._move_teachers()
-
-    def _move_teachers(self) -> None:
-        for teacher in self._teachers.values():
-            cast(nn.Module, teacher).to(self.device)
+        self._teachers.to(self.device)
 
     # ---------------------------------------------------------------------------------------------- steps
 
     def _predict(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return self.task.logits(self.model(**inputs))
 
-    @torch.no_grad()  # not inference_mode: its tensors break the backward pass of a projection
-    def _teach(self, batch: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> Features:
-        each = []
-        for name in self._teachers:
-            own = batch.get("teachers", {}).get(name)
-            features = self._captures[name](inputs if own is None else self.task.model_inputs(own))
-            each.append(features if own is None else self._transferred(features, own, batch))
-        if len(each) == 1:
-            return each[0]
-        names = each[0].logits
-        return Features(logits={name: torch.stack([f.logits[name].float() for f in each]).mean(0) for name in names})
-
-    def _transferred(self, features: Features, own: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Features:
-        """What a teacher gave that reads another vocabulary, where the student reads the same."""
-        logits = {name: self.task.transfer(name, values, own, batch) for name, values in features.logits.items()}
-        states = features.hidden_states
-        if self.task.transfers_tokens:
-            states = {layer: self.task.transfer("hidden_states", v, own, batch) for layer, v in states.items()}
-        return Features(logits, states)
+    def _loss_inputs(
+        self, student: Features, batch: Mapping[str, Any], inputs: Mapping[str, Tensor], batch_idx: int
+    ) -> dict[str, LossInputs]:
+        """What each loss may look at, by its name."""
+        chosen = self.ensemble.asked(list(self.teacher_sources), self.trainer.current_epoch, batch_idx)
+        among = {
+            name: (self.loss_teachers[name],) if name in self.loss_teachers else tuple(chosen) for name in self.losses
+        }
+        features = {
+            teacher: self._teachers.features(teacher, batch, inputs)
+            for teacher in dict.fromkeys(teacher for names in among.values() for teacher in names)
+        }
+        logit_masks, hard_labels = self.task.logit_masks(batch), self.task.hard_labels(batch)
+        class_masks = self.task.class_masks(batch)
+        found: dict[tuple[str, ...], LossInputs] = {}
+        for names in dict.fromkeys(among.values()):
+            own = batch.get("teachers", {}).get(names[0]) if len(names) == 1 else None
+            token_mask, teacher_token_mask = self.task.token_masks(batch, own)
+            found[names] = LossInputs(
+                student=student,
+                teacher=self._teachers.together({n: features[n] for n in names}, batch, self.temperature),
+                token_mask=token_mask,
+                teacher_token_mask=teacher_token_mask,
+                logit_masks=logit_masks,
+                temperature=self.temperature,
+                hard_labels=hard_labels,
+                class_masks=class_masks,
+            )
+        return {name: found[names] for name, names in among.items()}
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         inputs = self.task.model_inputs(batch)
-        student = self._captures[""](inputs)
+        assert self._capture is not None  # noqa: S101  # made in setup
+        student = self._capture(inputs)
         hard = self.task.hard_label_loss(student.logits, batch)
         total = self.hard_label_weight * hard
         terms: dict[str, Tensor] = {}
         if self.losses:
-            own = next(iter(batch.get("teachers", {}).values()), None)
-            token_mask, teacher_token_mask = self.task.token_masks(batch, own)
-            loss_inputs = LossInputs(
-                student=student,
-                teacher=self._teach(batch, inputs),
-                token_mask=token_mask,
-                teacher_token_mask=teacher_token_mask,
-                logit_masks=self.task.logit_masks(batch),
-                temperature=self.temperature,
-                hard_labels=self.task.hard_labels(batch),
-                class_masks=self.task.class_masks(batch),
-            )
+            loss_inputs = self._loss_inputs(student, batch, inputs, batch_idx)
             for name, loss in self.losses.items():
-                terms[name] = loss(loss_inputs)
+                terms[name] = loss(loss_inputs[name])
                 total = total + self.loss_weights[name] * terms[name]  # a weight of 0 is multiplied: DDP needs the path
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by the trainer's connector
         if (self.trainer.global_step + 1) % max(1, every) == 0:
@@ -388,13 +428,13 @@ class DistillationModule(L.LightningModule):
         if self.student is None or self.trainer.predicting:  # nothing but the file is needed: data may have no labels
             config = AutoConfig.for_model(**checkpoint["student_config"])
             self.student = self.task.auto_class.from_config(config)
-        if not self._teachers:  # not fitting: projections of losses have no place and no use
+        if self._capture is None:  # not fitting: projections of losses have no place and no use
             own = self.state_dict().keys()
             state = checkpoint["state_dict"]
             for key in [key for key in state if key.startswith("losses.") and key not in own]:
                 del state[key]
 
 
-def _describe(model: PreTrainedModel) -> str:
-    layers = getattr(model.config, "num_hidden_layers", "?")
-    return f"{model.config.model_type}, {layers} layers, {count_parameters(model) / 1e6:.1f} M parameters"
+def _describe(config: PretrainedConfig, model: PreTrainedModel | None) -> str:
+    layers = f"{config.model_type}, {getattr(config, 'num_hidden_layers', '?')} layers"
+    return layers if model is None else f"{layers}, {count_parameters(model) / 1e6:.1f} M parameters"

@@ -576,7 +576,8 @@ def test_two_teachers_have_no_common_hidden_states(
     """Stops the first teacher's hidden states from standing for both."""
     teachers = {name: ModelSource(str(tiny_model(seed=seed))) for name, seed in (("a", 0), ("b", 5))}
     module = distillation(teachers=teachers, losses={"hidden": HiddenStateMSE([FeatureMatch(1, 1)])})
-    message = "^The loss 'hidden' compares inner states, which needs exactly one teacher, but there are 2.$"
+    message = "^The loss 'hidden' compares inner states, which needs exactly one teacher, but there are 2: name one in "
+    message += r"loss_teachers\.hidden\.$"
     with pytest.raises(InputError, match=message):
         make_trainer().fit(module, datamodule=glue())
 

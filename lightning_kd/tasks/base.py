@@ -16,7 +16,7 @@ __all__ = ["IGNORED", "Task", "labelled_mean"]
 
 #: What a batch may hold beside the model's inputs.
 _NOT_INPUTS = frozenset(
-    {"labels", "index", "words", "example", "texts", "spans", "teachers"}
+    {"labels", "index", "words", "example", "texts", "spans", "teachers", "cached"}
     | {"char_starts", "char_ends", "ids", "contexts", "answers"}
 )
 
@@ -73,6 +73,8 @@ class Task(ABC):
     def logit_masks(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """By the logits' names: bool, True where a distribution counts."""
 
+    #: Whether a model gives logits for every token rather than for every text.
+    per_token: ClassVar[bool] = False
     #: Whether there are :meth:`class_masks`.
     masks_classes: ClassVar[bool] = False
 

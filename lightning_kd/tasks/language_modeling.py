@@ -60,6 +60,7 @@ class LanguageModeling(Task):
     """
 
     auto_class: ClassVar[Any] = AutoModelForCausalLM
+    per_token: ClassVar[bool] = True
 
     def configure(self, config: PretrainedConfig, label_names: Sequence[str] | None) -> None:
         if label_names != []:

@@ -165,6 +165,7 @@ class QuestionAnswering(Task):
     scoring: Scoring = "squad"
 
     auto_class: ClassVar[Any] = AutoModelForQuestionAnswering
+    per_token: ClassVar[bool] = True
     masks_classes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

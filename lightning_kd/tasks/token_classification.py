@@ -140,6 +140,7 @@ class TokenClassification(Task):
     label_all_subwords: bool = False
 
     auto_class: ClassVar[Any] = AutoModelForTokenClassification
+    per_token: ClassVar[bool] = True
 
     def configure(self, config: PretrainedConfig, label_names: Sequence[str] | None) -> None:
         if not label_names:

@@ -1,0 +1,135 @@
+"""The frozen teachers of a fit: live or from a cache, each asked only for what the losses read of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from lightning_kd.ensemble import Ensemble
+from lightning_kd.features import FeatureCapture
+from lightning_kd.logit_cache import CachedLogits
+from lightning_kd.models import ModelSource, load_config, load_trained
+from lightning_kd.outputs import Features, Needs
+from lightning_kd.tasks import Task
+
+__all__ = ["OpenCache", "Teachers"]
+
+#: By a teacher's name: its logits of all training rows, or None where they have to be computed yet.
+OpenCache = Callable[[str], CachedLogits | None]
+
+
+class Teachers:
+    """The teachers by name.
+
+    Args:
+        sources: Where each comes from.
+        task: What they do.
+        ensemble: How several become one.
+    """
+
+    def __init__(self, sources: Mapping[str, ModelSource], task: Task, ensemble: Ensemble) -> None:
+        self.sources = dict(sources)
+        self.task = task
+        self.ensemble = ensemble
+        self.configs: dict[str, PretrainedConfig] = {}
+        #: Those that run; without the ones whose logits come from a cache.
+        self.models: dict[str, PreTrainedModel] = {}
+        self._cached: dict[str, CachedLogits] = {}
+        self._captures: dict[str, FeatureCapture] = {}
+
+    def load_configs(self) -> None:
+        """What is known of the teachers without their weights."""
+        for name, source in self.sources.items():
+            self.configs.setdefault(name, load_config(source, f"model.teachers.{name}"))
+
+    def load(self, needs: Mapping[str, Needs], open_cache: OpenCache | None) -> None:
+        """Load what has to run, and get the rest out of a cache.
+
+        Args:
+            needs: By the teacher's name, what is read of it beside the logits.
+            open_cache: Asked for every teacher of which nothing else is read.
+        """
+        self._cached = {}
+        for name, source in self.sources.items():
+            cached = open_cache(name) if open_cache is not None and not needs[name] else None
+            if cached is not None:
+                self._cached[name] = cached
+                self.models.pop(name, None)
+            elif name not in self.models:
+                self.models[name] = load_trained(source, self.task.auto_class, f"model.teachers.{name}")
+        self.release()
+        logits = self.task.logits
+        self._captures = {n: FeatureCapture(model, needs[n], logits, "teacher") for n, model in self.models.items()}
+
+    def use(self, name: str, cached: CachedLogits) -> None:
+        """Go on with a teacher's cached logits, and forget the model."""
+        self._captures.pop(name).remove()
+        del self.models[name]
+        self._cached[name] = cached
+
+    def release(self) -> None:
+        """Take the hooks off."""
+        for capture in self._captures.values():
+            capture.remove()
+        self._captures = {}
+
+    def to(self, device: torch.device) -> None:
+        """Move the models; they are no submodules of what the trainer moves."""
+        for model in self.models.values():
+            cast(nn.Module, model).to(device)
+
+    # ---------------------------------------------------------------------------------------------- batches
+
+    def add_cached(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch on the CPU with what is cached of its rows, under ``cached`` by the teacher's name."""
+        found = {}
+        for name, cached in self._cached.items():
+            own = batch.get("teachers", {}).get(name, batch)
+            found[name] = cached(batch["index"], own["attention_mask"])
+        return {**batch, "cached": found}
+
+    @torch.no_grad()  # not inference_mode: its tensors break the backward pass of a projection
+    def features(self, name: str, batch: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> Features:
+        """What one teacher gives for a batch, where the student reads the same.
+
+        Args:
+            name: The teacher.
+            batch: From :meth:`add_cached`.
+            inputs: The student's inputs, which are those of a teacher that reads the same vocabulary.
+        """
+        own = batch.get("teachers", {}).get(name)
+        if name in self._cached:
+            features = Features(batch["cached"][name])
+        else:
+            features = self._captures[name](inputs if own is None else self.task.model_inputs(own))
+        if own is None:
+            return features
+        logits = {key: self.task.transfer(key, values, own, batch) for key, values in features.logits.items()}
+        states = features.hidden_states
+        if self.task.transfers_tokens:
+            states = {layer: self.task.transfer("hidden_states", v, own, batch) for layer, v in states.items()}
+        return Features(logits, states)
+
+    def together(self, each: Mapping[str, Features], batch: Mapping[str, Any], temperature: float) -> Features:
+        """Several teachers as one: their logits alone.
+
+        Args:
+            each: By name, the features of those that were asked.
+            batch: With the labels.
+            temperature: Above 0.
+        """
+        features = list(each.values())
+        if len(features) == 1:
+            return features[0]
+        labels, masks = self.task.hard_labels(batch), self.task.class_masks(batch)
+        logits = {
+            key: self.ensemble(
+                {n: f.logits[key] for n, f in each.items()}, temperature, labels.get(key), masks.get(key)
+            )
+            for key in features[0].logits
+        }
+        return Features(logits)
