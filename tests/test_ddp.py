@@ -285,3 +285,26 @@ def test_a_resumed_quantization_aware_training_ends_in_the_same_folder(teacher: 
         assert done.stderr.count("The student computes with the rounding of torch from now on") == 1
         folders.append((root / "int8" / "int8.safetensors").read_bytes())
     assert folders[0] == folders[1]
+
+
+def test_two_processes_share_the_work_of_a_cache(teacher: Path, tmp_path: Path) -> None:
+    """Stops a rank from reading what the other has not written yet, or the logits of rows that it did not draw."""
+    losses = {}
+    data = {**DATA, "init_args": {**DATA["init_args"], "num_train": 2100, "batch_size": 100}}  # type: ignore[dict-item]
+    model = {name: value for name, value in distilled(teacher).items() if name != "loss_weights"}
+    model["losses"] = {"soft": model["losses"]["soft"]}
+    for kind in ("live", "cached"):
+        cache = {"class_path": "lightning_kd.callbacks.TeacherCache", "init_args": {"dtype": "float32"}}
+        logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(tmp_path / kind)}}
+        trainer = {"max_epochs": 2, "log_every_n_steps": 1, "logger": logger, "limit_val_batches": 0}
+        trainer |= {"callbacks": [cache] if kind == "cached" else [], "enable_checkpointing": False}
+        done = train(tmp_path / kind, "fit", {"model": model, "data": data, "trainer": trainer}, *TWO)
+        assert done.returncode == 0, done.stderr[-6000:]
+        with next((tmp_path / kind).rglob("metrics.csv")).open() as file:
+            losses[kind] = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+    assert len(losses["live"]) == 22
+    assert losses["cached"] == pytest.approx(losses["live"], rel=1e-6)
+    assert sorted(path.name for path in (tmp_path / "cached" / "teacher_cache" / "big").iterdir()) == [
+        "identity.json",
+        "logits.npy",
+    ]
