@@ -42,7 +42,7 @@ class OpenVINOInt8(Quantizer):
 
     Args:
         activations: ``static``: 8 bits, with the range of the calibration batches; ``float``: only weights are
-            quantized, which makes the file as small, loses next to nothing and is no faster than the float model.
+            quantized, which makes the file as small and loses next to nothing; a little slower than ``static``.
         reduce_range: Use 7 of the 8 bits of a weight. Without int8 dot products the processor adds pairs of products
             in 16 bits, which overflow with 8-bit weights; leave it on unless the model is served with VNNI or AMX.
             Weights that meet activations in float have all 8.
