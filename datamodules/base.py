@@ -351,7 +351,7 @@ class TransformerDataModule(L.LightningDataModule):
     def token_rows(self, name: str, teacher: str | None = None) -> TokenizedRows:
         """The rows of a loaded split, as the student reads them, or a teacher with a tokenizer of its own."""
         rows = self._rows[name]
-        return rows.teachers[teacher][0] if teacher in rows.teachers else rows
+        return rows.teachers[teacher][0] if teacher is not None and teacher in rows.teachers else rows
 
     def calibration_batches(self, count: int) -> list[dict[str, Tensor]]:
         """``count`` training batches, the same for the same seed, whatever the rank and the epoch."""

@@ -54,9 +54,9 @@ def fingerprint_of_rows(tokens: Mapping[str, NDArray[np.int32]], *places: NDArra
     found = hashlib.sha256()
     for name in sorted(tokens):
         found.update(name.encode())
-        found.update(np.ascontiguousarray(tokens[name]))
+        found.update(tokens[name].tobytes())
     for place in places:
-        found.update(b"none" if place is None else np.ascontiguousarray(place))
+        found.update(b"none" if place is None else place.tobytes())
     return found.hexdigest()
 
 
@@ -64,15 +64,16 @@ def fingerprint_of_teacher(source: ModelSource) -> str:
     """A hash of a teacher's weights and of how it is loaded; of one on the Hub, the commit stands for the weights."""
     found = hashlib.sha256()
     how = asdict(source) | {"path": None}
-    folder = Path(str(source.path))
+    path = source.path or ""
+    folder = Path(path)
     if folder.is_dir():
         for file in sorted(folder.iterdir()):
             if file.name == "config.json" or file.suffix in (".safetensors", ".bin"):
                 with file.open("rb") as opened:
                     found.update(hashlib.file_digest(opened, "sha256").digest())
     else:
-        config = AutoConfig.from_pretrained(source.path, revision=source.revision, trust_remote_code=False)
-        how |= {"path": source.path, "revision": getattr(config, "_commit_hash", None) or source.revision}
+        config = AutoConfig.from_pretrained(path, revision=source.revision, trust_remote_code=False)
+        how |= {"path": path, "revision": getattr(config, "_commit_hash", None) or source.revision}
     found.update(json.dumps(how, sort_keys=True).encode())
     return found.hexdigest()
 

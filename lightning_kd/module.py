@@ -270,7 +270,7 @@ class DistillationModule(L.LightningModule):
                 near = nearest(teacher, self.teacher_sources)
                 raise expected(f"loss_teachers.{loss}", f"the name of a teacher ({valid})", teacher, near)
         config = self.model.config
-        has_classes = config.num_labels > 1 and not self.task.multi_label
+        has_classes = config.num_labels != 1 and not self.task.multi_label
         self.ensemble.check(list(self.teacher_sources), has_classes)
 
     def _teachers_of(self, loss: str) -> list[str]:
