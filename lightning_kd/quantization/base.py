@@ -60,7 +60,7 @@ class Quantizer(ABC):
         """
         raise InputError(
             f"{type(self).__name__} quantizes after training alone (mode: ptq): for quantization-aware training take "
-            "ONNXRuntimeInt8, ONNXRuntimeInt4 or DynamicInt8."
+            "ONNXRuntimeInt8, ONNXRuntimeInt4, DynamicInt8 or TorchAO."
         )
 
     def check(self) -> None:  # noqa: B027  # most backends have something to check, torch's own does not

@@ -25,17 +25,22 @@ class Rounding:
         activation_steps: Steps from the smallest to the largest input of a ``Linear`` in the whole batch, 0 included;
             None leaves inputs in float.
         embedding: Whether each row of an ``Embedding`` has a scale of its own, of 255 steps, or the whole table, or
-            each group of it as a weight has.
+            each channel or group of it as a weight has.
         group_size: So many neighbouring weights of a channel share a scale instead, and the largest of them becomes
             the end of ``weight_range`` below 0, whatever its sign. So many neighbouring inputs of one token share one,
             too: ``activation_steps`` from 0 to the largest absolute one. A last group may be shorter.
+        by_token: All inputs of one token share a scale, ``activation_steps`` from the smallest possible value to the
+            largest, as far from 0 as the largest absolute one.
+        multiple_of: A ``Linear`` with another number of inputs or outputs takes its inputs in float.
     """
 
     weight_steps: float
     weight_range: tuple[int, int]
     activation_steps: int | None
-    embedding: Literal["row", "table", "group"]
+    embedding: Literal["row", "table", "weight"]
     group_size: int | None = None
+    by_token: bool = False
+    multiple_of: int = 1
 
 
 def fake_quantize_weight(weight: Tensor, rounding: Rounding) -> Tensor:
@@ -62,7 +67,7 @@ def fake_quantize_weight(weight: Tensor, rounding: Rounding) -> Tensor:
 
 
 def fake_quantize_activation(values: Tensor, rounding: Rounding) -> Tensor:
-    """Activations as integers with one scale for the whole batch, or for a group of one token's, give them back.
+    """Activations as integers with one scale for the batch, for a token or for a group of one token's, give them back.
 
     Args:
         values: ``(..., in)``, float.
@@ -79,6 +84,12 @@ def fake_quantize_activation(values: Tensor, rounding: Rounding) -> Tensor:
         largest = groups.abs().amax(-1, keepdim=True).clamp(min=rounding.activation_steps * _TINY)
         rounded = (groups * (rounding.activation_steps / largest)).round() * (largest / rounding.activation_steps)
         return values + (rounded.flatten(-2)[..., : values.shape[-1]] - values.detach())
+    if rounding.by_token:
+        largest = values.detach().abs().amax(-1, keepdim=True)
+        scale = (largest / (rounding.activation_steps / 2)).clamp(min=torch.finfo(torch.float32).eps)
+        half = rounding.activation_steps // 2
+        rounded = (values.detach() * (1.0 / scale)).round().clamp(-half - 1, half) * scale
+        return values + (rounded - values.detach())
     low, high = values.detach().aminmax()
     low, high = low.clamp(max=0), high.clamp(min=0)
     scale = ((high - low) / rounding.activation_steps).clamp(min=_TINY)
@@ -96,7 +107,9 @@ class _FakeLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         weight = fake_quantize_weight(self.weight, self.rounding)
-        return F.linear(fake_quantize_activation(input, self.rounding), weight, self.bias)
+        if self.in_features % self.rounding.multiple_of == self.out_features % self.rounding.multiple_of == 0:
+            input = fake_quantize_activation(input, self.rounding)
+        return F.linear(input, weight, self.bias)
 
 
 class _FakeEmbedding(nn.Embedding):
@@ -104,7 +117,7 @@ class _FakeEmbedding(nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         rows = super().forward(input)
-        if self.rounding.embedding == "group":
+        if self.rounding.embedding == "weight":
             return fake_quantize_weight(rows.flatten(0, -2), self.rounding).view_as(rows)
         if self.rounding.embedding == "row":  # the scale of a row that is not looked up changes nothing
             low, high = rows.detach().aminmax(dim=-1, keepdim=True)

@@ -230,7 +230,7 @@ class ONNXRuntimeInt4(_ONNXRuntime):
     @property
     def rounding(self) -> Rounding:
         steps = 127 if self.int8_activations else None
-        return Rounding(8, (-8, 7), activation_steps=steps, embedding="group", group_size=self.block_size)
+        return Rounding(8, (-8, 7), activation_steps=steps, embedding="weight", group_size=self.block_size)
 
     def convert(
         self,

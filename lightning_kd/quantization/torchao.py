@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from lightning_kd._checks import InputError, expected
 from lightning_kd.quantization.analysis import QuantizationScheme
 from lightning_kd.quantization.base import Forward, Quantizer, empty_model, named_logits, unreadable
+from lightning_kd.quantization.fake_quantize import Rounding
 
 __all__ = ["TorchAO"]
 
@@ -104,6 +105,16 @@ class TorchAO(Quantizer):
         if self.group_size is None:
             return QuantizationScheme(8, activations=self.activations)
         return QuantizationScheme(4, granularity="group", group_size=self.group_size, activations=self.activations)
+
+    @property
+    def rounding(self) -> Rounding:
+        if self.weights != "int8":
+            raise InputError(
+                "TorchAO trains for int8 weights alone: set weights to int8, take ONNXRuntimeInt4, or leave mode: qat "
+                "out."
+            )
+        steps = 255 if self.activations == "dynamic" else None
+        return Rounding(127.5, (-128, 127), steps, embedding="weight", by_token=True, multiple_of=8)
 
     def check(self) -> None:
         if importlib.util.find_spec("torchao") is None:

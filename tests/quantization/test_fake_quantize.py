@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_kd import InputError
-from lightning_kd.quantization import DynamicInt8, ONNXRuntimeInt8, OpenVINOInt8, Quantizer
+from lightning_kd.quantization import DynamicInt8, ONNXRuntimeInt8, OpenVINOInt8, Quantizer, TorchAO
 from lightning_kd.quantization.fake_quantize import (
     Rounding,
     fake_quantize,
@@ -26,7 +26,7 @@ from lightning_kd.quantization.onnxruntime import ONNXRuntimeInt4
 from tests.quantization.test_backends import inputs, train
 
 COARSE = Rounding(weight_steps=4, weight_range=(-4, 4), activation_steps=15, embedding="table")
-GROUPS = Rounding(weight_steps=8, weight_range=(-8, 7), activation_steps=127, embedding="group", group_size=2)
+GROUPS = Rounding(weight_steps=8, weight_range=(-8, 7), activation_steps=127, embedding="weight", group_size=2)
 
 
 @pytest.fixture(scope="module", params=["bert", "distilbert"])
@@ -43,8 +43,13 @@ def trained(request: pytest.FixtureRequest) -> PreTrainedModel:
         ONNXRuntimeInt4(),
         ONNXRuntimeInt4(block_size=128),
         ONNXRuntimeInt4(block_size=16, int8_activations=False),
+        TorchAO(),
+        TorchAO(activations="float"),
     ],
-    ids=["torch", "onnx", "onnx-8-bits", "onnx-4-bits", "onnx-4-bits-128", "onnx-4-bits-weight-only"],
+    ids=[
+        *("torch", "onnx", "onnx-8-bits", "onnx-4-bits", "onnx-4-bits-128", "onnx-4-bits-weight-only"),
+        *("torchao", "torchao-weight-only"),
+    ],
 )
 def test_it_computes_what_the_backend_computes(quantizer: Quantizer, trained: PreTrainedModel, tmp_path: Path) -> None:
     """Stops a student from being trained for another rounding than that which it is served with."""
@@ -64,8 +69,10 @@ def test_it_computes_what_the_backend_computes(quantizer: Quantizer, trained: Pr
     for batch in batches:
         with torch.no_grad():
             real, rounded, exact = forward(batch)["logits"], fake(**batch).logits, trained(**batch).logits
-        assert (real - exact).abs().max() > 1e-4, "or the test could not fail"
-        torch.testing.assert_close(real, rounded, rtol=0, atol=2e-5)
+        # With a scale a token, noise in the sixth digit may take a value of one token over to the next integer.
+        near = 1.5e-4 if quantizer.rounding.by_token else 2e-5
+        assert (real - exact).abs().max() > 5 * near, "or the test could not fail"
+        torch.testing.assert_close(real, rounded, rtol=0, atol=near)
 
 
 def _has_int8_dot_products() -> bool:
@@ -201,3 +208,5 @@ def test_a_backend_that_cannot_be_trained_for_says_so() -> None:
     """Stops a training that rounds otherwise than the backend does."""
     with pytest.raises(InputError, match=r"OpenVINOInt8 quantizes after training alone .* ONNXRuntimeInt8"):
         _ = OpenVINOInt8().rounding
+    with pytest.raises(InputError, match="TorchAO trains for int8 weights alone"):
+        _ = TorchAO(weights="int4").rounding
