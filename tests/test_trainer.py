@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lightning_kd import DistillationModule
-from lightning_kd.analyze import AnalyzingTrainer
+from lightning_kd.trainer import CompressionTrainer
 from lightning_kd.cli import main
 from lightning_kd.datamodules import GLUEDataModule
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_takes_the_config_of_fit(tmp_path: Path, tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stops an experiment from having to be written down a second time to be analyzed."""
     calls: list[dict[str, Any]] = []
-    monkeypatch.setattr(AnalyzingTrainer, "analyze", recorded(calls))
+    monkeypatch.setattr(CompressionTrainer, "analyze", recorded(calls))
     options = {"model.student.path": tiny_model(), "trainer.default_root_dir": tmp_path, "data.path": tmp_path}
     arguments = [f"--{name}={value}" for name, value in options.items()]
     config = str(ROOT / "configs" / "sst2" / "no_teacher.yaml")
@@ -33,8 +33,8 @@ def test_takes_the_config_of_fit(tmp_path: Path, tiny_model: Any, monkeypatch: p
 def recorded(calls: list[dict[str, Any]]) -> Any:
     """The method with its own signature, which the command line reads, and without its work."""
 
-    @wraps(AnalyzingTrainer.analyze)
-    def analyze(self: AnalyzingTrainer, **options: Any) -> None:
+    @wraps(CompressionTrainer.analyze)
+    def analyze(self: CompressionTrainer, **options: Any) -> None:
         calls.append(options)
 
     return analyze
