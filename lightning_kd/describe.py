@@ -76,8 +76,8 @@ def parts_of(model: PreTrainedModel) -> dict[str, Part]:
 
 def table_of(columns: Mapping[str, Mapping[str, Part]]) -> Table:
     """One column a model, one row a part; the last rows are the sums, and their ratio to the first model's."""
-    table = Table()
-    table.add_column("")
+    table = Table(title="Millions of parameters, and MB of their weights", title_justify="left")
+    table.add_column("", no_wrap=True)
     for title in columns:
         table.add_column(title, justify="right", overflow="fold")
     for part in sorted({part: None for parts in columns.values() for part in parts}, key=_place):
@@ -101,8 +101,8 @@ def _place(part: str) -> tuple[int, int]:
 def _cell(part: Part | None) -> str:
     if part is None:
         return "-"
-    size = f"{part.bytes / 1e6:8.2f} MB"
-    return size if part.parameters is None else f"{part.parameters / 1e6:.3f} M {size}"
+    size = f"{part.bytes / 1e6:6.2f}"
+    return size if part.parameters is None else f"{part.parameters / 1e6:.3f} {size}"
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,8 @@ def describe(paths: Sequence[str], times: bool = False, length: int = 32, thread
         batches = {path: [_inputs(row, model.input_names) for row in rows] for path, model in models.items()}
         forwards = {path: model.forward for path, model in models.items() if model.forward is not None}
         seconds = time_interleaved(forwards, batches, _ROUNDS, threads)
-        title = f"ms a row of {length} tokens, {threads} {'thread' if threads == 1 else 'threads'}"
-        table.add_row(title, *(f"{np.median(values) * 1e3:.2f}" for values in seconds.values()))
+        table.caption = f"ms: a row of {length} tokens on {threads} {'thread' if threads == 1 else 'threads'}, in turns"
+        table.add_row("ms, p50", *(f"{np.median(values) * 1e3:.2f}" for values in seconds.values()))
         if len(models) > 1:
             first = next(iter(seconds.values()))
             table.add_row("times faster", *(f"{paired_speedup(first, values):.1f}" for values in seconds.values()))
