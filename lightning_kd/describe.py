@@ -14,11 +14,11 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from lightning_kd._checks import InputError, check_range, expected
 from lightning_kd.measure import paired_speedup, time_interleaved
-from lightning_kd.models import ModelSource, layer_list, load_config
+from lightning_kd.models import check_folder, layer_list
 from lightning_kd.quantization import Forward
 from lightning_kd.runner import Runner, quantizer_of, task_of
 
@@ -58,6 +58,7 @@ def parts_of(model: PreTrainedModel) -> dict[str, Part]:
         stem = ""
     names = {id(module): name for name, module in model.named_modules()}
     embedding = names[id(model.get_input_embeddings())]
+    decoder = names.get(id(model.get_output_embeddings()), "-")
     in_layers = re.compile(rf"{re.escape(stem)}\.(\d+)\.(?:({_ATTENTION})|)")
     attentive = any((layer := in_layers.match(name)) and layer[2] for name, _ in model.named_parameters())
     found: dict[str, Part] = {}
@@ -69,7 +70,8 @@ def parts_of(model: PreTrainedModel) -> dict[str, Part]:
             part = "embeddings"
         else:
             first = inner.partition(".")[0]
-            part = first if first == "pooler" or inner != name or model.base_model is model else "head"
+            of_encoder = inner != name or (model.base_model is model and not name.startswith(f"{decoder}."))
+            part = first if first == "pooler" or of_encoder else "head"
         found[part] = found.get(part, Part(0, 0)) + Part(parameter.nbytes, parameter.numel())
     return found
 
@@ -152,7 +154,7 @@ def _inputs(ids: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
 
 
 def _open(path: str, times: bool, threads: int) -> _Opened:
-    config = load_config(ModelSource(path), "MODEL")
+    config = _config_of(path)
     folder = Path(path).expanduser()
     if folder.is_dir() and quantizer_of(folder) is not None:
         files = [f for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".bin", ".xml", ".onnx", ".data")]
@@ -171,6 +173,15 @@ def _open(path: str, times: bool, threads: int) -> _Opened:
             return {"output": model(**inputs)[0]}
 
     return _Opened(parts, forward, config.vocab_size, _input_names(path))
+
+
+def _config_of(path: str) -> PretrainedConfig:
+    check_folder("MODEL", path)
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        way_out = "Check the spelling, and that the Hub can be reached."
+        raise expected("MODEL", "a local folder with a config.json or a Hub name", path, way_out) from error
 
 
 def _load(path: str, config: PretrainedConfig) -> PreTrainedModel:

@@ -140,13 +140,14 @@ class CompressionTrainer(L.Trainer):
         _check_data(datamodule, "prune")
         if keep_layers is None and shape == Shape() and not vocabulary:
             raise InputError("Nothing to prune: give keep_layers, intermediate_size, hidden_size or vocabulary: true.")
-        source = student or model.student_source.path
+        given, role = (ModelSource(student), "student") if student else (model.student_source, "model.student")
+        source = given.path
         if source is None:
             raise expected("student", "the folder of a trained model", "nothing", "Give it, or model.student.path.")
         folder = Path(path or Path(self.default_root_dir) / "pruned")
         if folder.resolve() == Path(source).resolve():
             raise expected("path", "another folder than the trained model's", str(folder))
-        trained = load_trained(ModelSource(source), model.task.auto_class, "student")
+        trained = load_trained(given, model.task.auto_class, role)
         check_prunable(trained)
         shape.check(trained)
         data, again = cast(Any, datamodule), copy.deepcopy(cast(Any, datamodule))

@@ -132,8 +132,6 @@ def test_what_a_run_left_in_the_tokenizer_is_not_saved(wordpiece: PreTrainedToke
     reduced = reduce(wordpiece, ["a b a b"], tmp_path)
     backend = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert backend.padding is None and len(backend.encode("a b a b").ids) == len(reduced("a b a b").input_ids) == 6
-        len(backend.encode("a b a b").ids) == 6 and backend.padding is None and len(reduced("a b a b").input_ids) == 6
-    )
 
 
 def test_rare_tokens_go_first(wordpiece: PreTrainedTokenizerBase, tmp_path: Path) -> None:

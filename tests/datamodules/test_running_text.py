@@ -15,7 +15,6 @@ import torch
 from datasets import Dataset
 
 from lightning_kd import DistillationModule, InputError, ModelSource, Runner
-from lightning_kd.trainer import CompressionTrainer
 from lightning_kd.callbacks import CompressionReport, QuantizationCallback, StudentExport
 from lightning_kd.datamodules import RunningTextDataModule
 from lightning_kd.losses import FeatureMatch, HiddenStateMSE, SoftTargetKL
@@ -23,6 +22,7 @@ from lightning_kd.optim import AdamW
 from lightning_kd.quantization import DynamicInt8, Forward
 from lightning_kd.tasks import LanguageModeling, SequenceClassification, Task, TokenClassification
 from lightning_kd.tasks.base import IGNORED
+from lightning_kd.trainer import CompressionTrainer
 
 Make = Callable[..., Any]
 
