@@ -33,9 +33,23 @@ class _LayerParts:
     width: str = "intermediate_size"
 
 
-_ATTENTION = [f"attention.self.{name}" for name in ("query", "key", "value")]
-_BERT = _LayerParts(*_ATTENTION, "attention.output.dense", "intermediate.dense", "output.dense")
-_DISTILBERT = _LayerParts(*(f"attention.{n}_lin" for n in ("q", "k", "v", "out")), "ffn.lin1", "ffn.lin2", "hidden_dim")
+_BERT = _LayerParts(
+    query="attention.self.query",
+    key="attention.self.key",
+    value="attention.self.value",
+    attention_output="attention.output.dense",
+    up="intermediate.dense",
+    down="output.dense",
+)
+_DISTILBERT = _LayerParts(
+    query="attention.q_lin",
+    key="attention.k_lin",
+    value="attention.v_lin",
+    attention_output="attention.out_lin",
+    up="ffn.lin1",
+    down="ffn.lin2",
+    width="hidden_dim",
+)
 #: By model type.
 _PARTS = {"bert": _BERT, "roberta": _BERT, "electra": _BERT, "distilbert": _DISTILBERT}
 

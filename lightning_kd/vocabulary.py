@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,7 +82,7 @@ def kept_tokens(
         for word in _words(backend, texts):
             kept.update(vocabulary[piece] for piece in _before_unknown(word, model, prefix))
     elif model.get("type") == "BPE" and not (prefix or model.get("end_of_word_suffix") or model.get("byte_fallback")):
-        pieces = _with_parts([tokenizer.convert_ids_to_tokens(i) for i in kept], _merges(model))
+        pieces = _with_parts([token for token, i in vocabulary.items() if i in kept], _merges(model))
         kept.update(vocabulary[piece] for piece in pieces if piece in vocabulary)
     else:
         raise InputError(
@@ -103,7 +103,8 @@ def _words(backend: Any, texts: Iterable[str]) -> set[str]:
 
 def _before_unknown(word: str, model: dict[str, Any], prefix: str) -> list[str]:
     """What WordPiece takes of a word before it finds it unknown; nothing of a known word."""
-    vocabulary, start, taken = model["vocab"], 0, []
+    vocabulary, start = model["vocab"], 0
+    taken: list[str] = []
     while start < len(word) <= model["max_input_chars_per_word"]:
         pieces = ((prefix if start else "") + word[start:end] for end in range(len(word), start, -1))
         piece = next((piece for piece in pieces if piece in vocabulary), None)
@@ -116,7 +117,8 @@ def _before_unknown(word: str, model: dict[str, Any], prefix: str) -> list[str]:
 
 def _merges(model: dict[str, Any]) -> list[tuple[str, str]]:
     """The merges of a BPE model in their order; older files have them as one string each."""
-    return [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+    return [(left, right) for left, right in pairs]
 
 
 def _with_parts(tokens: Sequence[str], merges: Sequence[tuple[str, str]]) -> set[str]:
@@ -206,4 +208,4 @@ class _Counter:
             for ids in self.tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]:
                 self.tokens += len(ids)
                 self.unknown += ids.count(self.tokenizer.unk_token_id)
-                yield self.tokenizer.convert_ids_to_tokens(ids)
+                yield cast(list[str], self.tokenizer.convert_ids_to_tokens(ids))
