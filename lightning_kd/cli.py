@@ -1,4 +1,4 @@
-"""The command line: fit, validate, test, predict and analyze from YAML."""
+"""The command line: fit, validate, test, predict, analyze and prune from YAML, and describe."""
 
 from __future__ import annotations
 
@@ -14,18 +14,23 @@ import lightning as L
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from transformers.utils import logging as transformers_logging
 
+from lightning_kd import describe
 from lightning_kd._checks import InputError, expected, nearest
-from lightning_kd.analyze import AnalyzingTrainer
 from lightning_kd.callbacks import CompressionReport, PredictionWriter, StudentExport
 from lightning_kd.callbacks._fit_end import callbacks_of
 from lightning_kd.models import ModelSource, has_tokenizer, load_config
 from lightning_kd.module import DistillationModule
+from lightning_kd.trainer import CompressionTrainer
 
 __all__ = ["DistillationCLI", "main"]
 
 
 #: Values of ``ckpt_path`` that name no file.
 _ELSEWHERE = ("best", "last", "hpc", "registry")
+
+
+#: What needs no configuration is no subcommand of Lightning's.
+_DESCRIBE = "Without a config: `describe MODEL [MODEL ...]` shows where the parameters of models are, side by side."
 
 
 class DistillationCLI(LightningCLI):
@@ -41,15 +46,17 @@ class DistillationCLI(LightningCLI):
             subclass_mode_data=True,
             save_config_callback=_LogConfig,
             save_config_kwargs={"overwrite": True},
-            trainer_class=AnalyzingTrainer,
+            trainer_class=CompressionTrainer,
             trainer_defaults={"enable_model_summary": False},
             parser_class=_Parser,
+            parser_kwargs={"epilog": _DESCRIBE},
             args=args,
         )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        return {**LightningCLI.subcommands(), "analyze": {"model", "datamodule"}}
+        own = {name: {"model", "datamodule"} for name in ("analyze", "prune")}
+        return {**LightningCLI.subcommands(), **own}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(StudentExport, "export")
@@ -138,8 +145,12 @@ def main(args: ArgsType = None) -> None:
         args: What was typed; ``sys.argv`` unless given.
     """
     _hush()
+    typed = sys.argv[1:] if args is None else args
     try:
-        DistillationCLI(args)
+        if isinstance(typed, list) and typed[:1] == ["describe"]:
+            describe.main(typed[1:])
+        else:
+            DistillationCLI(args)
     except ValueError as error:
         own = _input_error(error)
         if own is None or os.environ.get("LIGHTNING_KD_TRACEBACK"):

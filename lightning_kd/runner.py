@@ -22,7 +22,7 @@ from lightning_kd.tasks import (
     TokenClassification,
 )
 
-__all__ = ["Runner", "forward_of", "weight_bytes"]
+__all__ = ["Runner", "forward_of", "quantizer_of", "task_of", "weight_bytes"]
 
 #: By the end of a model's class name; any other is a sequence classifier or a regressor.
 _TASKS: dict[str, Task] = {
@@ -76,8 +76,8 @@ class Runner:
             raise expected("folder", "a folder with a configuration and a tokenizer", str(folder)) from error
         if not any((folder / file).is_file() for file in tokenizer.vocab_files_names.values()):
             raise expected("folder", "a folder with a tokenizer", str(folder))  # or transformers makes up an empty one
-        task = _task_of(config)
-        quantizer = next((kind for kind in _QUANTIZERS if (folder / kind.file_name).is_file()), None)
+        task = task_of(config)
+        quantizer = quantizer_of(folder)
         if quantizer is not None:
             forward = quantizer.open(folder, threads)
         else:
@@ -109,7 +109,13 @@ class Runner:
         return records
 
 
-def _task_of(config: PretrainedConfig) -> Task:
+def quantizer_of(folder: Path) -> type[Quantizer] | None:
+    """The backend that wrote ``folder``; None of a float folder."""
+    return next((kind for kind in _QUANTIZERS if (folder / kind.file_name).is_file()), None)
+
+
+def task_of(config: PretrainedConfig) -> Task:
+    """The task of a model by the name of its class."""
     head = (config.architectures or [""])[0]
     if head.endswith("ForSequenceClassification") and config.problem_type == "multi_label_classification":
         return MultiLabelClassification()

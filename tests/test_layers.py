@@ -27,13 +27,16 @@ LAYERS: dict[str, float] = {
     "features": 1.5,
     "compatibility": 1.5,
     "teachers": 1.75,
+    "vocabulary": 1.5,
+    "pruning": 1.5,
     "module": 2,
     "runner": 2,
     "measure": 2,
+    "describe": 2.4,
     "lightning_kd": 2.5,  # the package's own __init__, which offers what is below it
     "callbacks": 3,
     "datamodules": 3,
-    "analyze": 3,
+    "trainer": 3.5,
     "cli": 4,
 }
 

@@ -15,7 +15,6 @@ import torch
 from datasets import Dataset
 
 from lightning_kd import DistillationModule, InputError, ModelSource, Runner
-from lightning_kd.analyze import AnalyzingTrainer
 from lightning_kd.callbacks import CompressionReport, QuantizationCallback, StudentExport
 from lightning_kd.datamodules import RunningTextDataModule
 from lightning_kd.losses import FeatureMatch, HiddenStateMSE, SoftTargetKL
@@ -23,6 +22,7 @@ from lightning_kd.optim import AdamW
 from lightning_kd.quantization import DynamicInt8, Forward
 from lightning_kd.tasks import LanguageModeling, SequenceClassification, Task, TokenClassification
 from lightning_kd.tasks.base import IGNORED
+from lightning_kd.trainer import CompressionTrainer
 
 Make = Callable[..., Any]
 
@@ -216,7 +216,7 @@ def test_analyze_reads_the_folder_that_fit_wrote(tmp_path: Path, text: Make, mak
     pytest.importorskip("torchao", reason="needs the extra torchao")
     make_trainer(default_root_dir=tmp_path, callbacks=[StudentExport()]).fit(module(), datamodule=text())
     quiet = {"logger": False, "enable_checkpointing": False, "accelerator": "cpu"}
-    trainer = AnalyzingTrainer(default_root_dir=tmp_path, **quiet)
+    trainer = CompressionTrainer(default_root_dir=tmp_path, **quiet)
     trainer.analyze(module(), text(min_count=1), bits=[2, 8], calibration_batches=2)
     with (tmp_path / "analysis" / "analysis.csv").open() as file:
         rows = list(csv.DictReader(file))
