@@ -3,15 +3,17 @@ r"""What quantization-aware training gives over quantization after training, and
 The distilled students of MRPC and CoNLL-2003 are trained on for one epoch of 3,000 rows in three ways, and quantized to
 8 bits and to weights of 4 bits: in float by their teacher, quantized afterwards (PTQ, teacher); under the backend's
 rounding by their teacher (QAT, teacher); under the rounding by the hard labels (QAT). The score is that of the last
-weights on held-out rows, which no run trains on and nothing is chosen by. `agrees` is the lowest share of predictions
-on the validation split that a folder shares with the fake-quantized student that was trained. A run that has its report
-under --out is not run again. Needs the students and teachers of configs/<set>/student.yaml. From local folders:
+weights on held-out rows, which no run trains on and nothing is chosen by. `agrees` is the share of
+predictions on the validation split that a folder shares with the fake-quantized student that was trained, over the
+seeds, and the lowest. A run that has its report under --out is not run again. Needs the students and teachers of
+configs/<set>/student.yaml. From local folders:
 
     python benchmarks/qat.py --data ../shared/data --json benchmarks/results/qat.json
 """
 
 from __future__ import annotations
 
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -101,9 +103,13 @@ def main() -> None:
                     name, arm, *backends, seed, {k[1]: v[-1] for k, v in scores.items() if k[0] == arm}, file=sys.stderr
                 )
         for (arm, bits), values in sorted(scores.items(), key=lambda item: (item[0][1], item[0][0])):
-            lowest = min(agreed[arm, bits]) if (arm, bits) in agreed else ""
+            shares = agreed.get((arm, bits))
+            agrees = {"agrees": statistics.mean(shares), "at least": min(shares)} if shares else {}
             table.append(
-                {"set": name, "weights": bits, "trained": arm, "score": score} | spread(values) | {"agrees": lowest}
+                {"set": name, "weights": bits, "trained": arm, "score": score}
+                | spread(values)
+                | dict.fromkeys(("agrees", "at least"), "")
+                | agrees
             )
     report("Quantization-aware training", table, setting(seeds=seeds), options.json)
 
