@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from transformers import AutoTokenizer, PretrainedConfig
 
-from lightning_kd._checks import InputError
+from lightning_kd._checks import InputError, expected, nearest
 from lightning_kd.losses import DistillationLoss
 from lightning_kd.models import ModelSource, has_tokenizer
 from lightning_kd.tasks import Task
 
-__all__ = ["check_labels", "check_loss", "check_task", "check_vocabulary", "label_names_of"]
+__all__ = ["check_labels", "check_loss", "check_loss_teachers", "check_task", "check_vocabulary", "label_names_of"]
 
 
 def label_names_of(config: PretrainedConfig) -> list[str] | None:
@@ -91,3 +92,21 @@ def check_loss(name: str, loss: DistillationLoss, task: Task, num_teachers: int,
             "vocabulary than the student. Use losses on logits, or on one vector an example (PatientKD, PKT, "
             "RKDDistance, RKDAngle, SimilarityPreserving, CRD)."
         )
+
+
+def check_loss_teachers(loss_teachers: Mapping[str, str], losses: Iterable[str], teachers: Iterable[str]) -> None:
+    """Refuse names of losses and teachers that are not there.
+
+    Args:
+        loss_teachers: By the loss's name, that of its teacher.
+        losses: The names that there are.
+        teachers: The names that there are.
+    """
+    losses, teachers = list(losses), list(teachers)
+    for loss, teacher in loss_teachers.items():
+        if loss not in losses:
+            valid = ", ".join(losses) or "none: this module has no losses"
+            raise expected("loss_teachers", f"names of losses ({valid})", loss, nearest(loss, losses))
+        if teacher not in teachers:
+            what = f"the name of a teacher ({', '.join(teachers) or 'none'})"
+            raise expected(f"loss_teachers.{loss}", what, teacher, nearest(teacher, teachers))

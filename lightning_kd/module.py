@@ -14,7 +14,14 @@ from torchmetrics import MeanMetric, MetricCollection
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, get_linear_schedule_with_warmup
 
 from lightning_kd._checks import InputError, check_positive, check_range, expected, nearest
-from lightning_kd.compatibility import check_labels, check_loss, check_task, check_vocabulary, label_names_of
+from lightning_kd.compatibility import (
+    check_labels,
+    check_loss,
+    check_loss_teachers,
+    check_task,
+    check_vocabulary,
+    label_names_of,
+)
 from lightning_kd.ensemble import Ensemble
 from lightning_kd.features import FeatureCapture
 from lightning_kd.logit_cache import CachedLogits
@@ -228,7 +235,9 @@ class DistillationModule(L.LightningModule):
                 "There is a teacher, but no loss that learns from it: "
                 "add one to `losses`, or a DistillationLossCallback."
             )
-        self._check_loss_teachers()
+        check_loss_teachers(self.loss_teachers, self.losses, self.teacher_sources)
+        has_classes = self.model.config.num_labels != 1 and not self.task.multi_label
+        self.ensemble.check(list(self.teacher_sources), has_classes)
         self._teachers.task = self.task
         self._teachers.load_configs()
         names = list(self.teacher_sources)
@@ -259,19 +268,6 @@ class DistillationModule(L.LightningModule):
         if self._capture is not None:
             self._capture.remove()
         self._capture = FeatureCapture(self.model, student_needs, self.task.logits)
-
-    def _check_loss_teachers(self) -> None:
-        for loss, teacher in self.loss_teachers.items():
-            if loss not in self.losses:
-                valid = ", ".join(self.losses) or "none: this module has no losses"
-                raise expected("loss_teachers", f"names of losses ({valid})", loss, nearest(loss, self.losses))
-            if teacher not in self.teacher_sources:
-                valid = ", ".join(self.teacher_sources)
-                near = nearest(teacher, self.teacher_sources)
-                raise expected(f"loss_teachers.{loss}", f"the name of a teacher ({valid})", teacher, near)
-        config = self.model.config
-        has_classes = config.num_labels != 1 and not self.task.multi_label
-        self.ensemble.check(list(self.teacher_sources), has_classes)
 
     def _teachers_of(self, loss: str) -> list[str]:
         """The teachers that a loss learns from: one alone, or all together."""
