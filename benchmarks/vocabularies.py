@@ -14,7 +14,6 @@ again. Needs both teachers. From local folders:
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from datasets import Dataset, concatenate_datasets
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -32,8 +32,6 @@ LABELLED, UNLABELLED, STEPS = 2048, 16384, 1500
 #: By set: its place on the Hub and under --data, and the score.
 SETS = {"sst2": ("nyu-mll/glue", "glue", "accuracy"), "conll2003": ("eriktks/conll2003", "conll2003", "f1")}
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-
-Rows = list[dict[str, Any]]
 
 
 def train_bpe(texts: Iterable[str], folder: Path) -> Path:
@@ -51,48 +49,39 @@ def train_bpe(texts: Iterable[str], folder: Path) -> Path:
     return folder
 
 
-def read(name: str, path: str, vocabulary: str) -> dict[str, Rows]:
-    """The rows to train on, those held out as for the teacher, and those to validate on; labels in words."""
+def read(name: str, path: str, vocabulary: str) -> dict[str, Dataset]:
+    """The rows to train on, those held out as for the teacher, and those to validate on."""
     data: GLUEDataModule | NERDataModule
     if name == "sst2":
         data = GLUEDataModule("sst2", path=path, tokenizer=vocabulary, holdout_size=6000)
     else:
         data = NERDataModule(path, tokenizer=vocabulary, holdout_size=2000)
     data.setup("fit")
-    names, found = data.label_names or [], {}
+    found = {}
     for split in ("train", "test", "validation"):
         whole = data.load_split("train" if split == "test" else split)
         assert whole is not None  # noqa: S101  # both sets have it
         rows = whole.select(data.token_rows(split).index)
-        if name == "sst2":
-            labels = [names[label] for label in rows["label"]]
-            found[split] = [{"text": t, "label": label} for t, label in zip(rows["sentence"], labels, strict=True)]
-        else:
-            tags = [[names[tag] for tag in row] for row in rows[data.label_column]]
-            found[split] = [{"tokens": w, "ner_tags": t} for w, t in zip(rows["tokens"], tags, strict=True)]
+        found[split] = rows.rename_column("sentence", "text") if name == "sst2" else rows
     return found
 
 
-def write(folder: Path, splits: dict[str, Rows]) -> Path:
-    """The rows as JSON Lines."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, rows in splits.items():
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return folder
-
-
-def write_data(name: str, splits: dict[str, Rows], folder: Path, quick: bool) -> dict[str, Path]:
+def write_data(name: str, splits: dict[str, Dataset], folder: Path, quick: bool) -> dict[str, Path]:
     """A folder with the labelled rows alone, and one with the others, too."""
     label = "label" if name == "sst2" else "ner_tags"
     order = np.random.default_rng(0).permutation(len(splits["train"]))
-    chosen = [splits["train"][i] for i in order[: LABELLED + UNLABELLED]]
-    labelled, rest = (chosen[:64], chosen[64:128]) if quick else (chosen[:LABELLED], chosen[LABELLED:])
-    unlabelled = [{**row, label: None} for row in rest]
-    others = {split: rows[: 64 if quick else None] for split, rows in splits.items() if split != "train"}
-    return {
-        "labelled": write(folder / "labelled", {**others, "train": labelled}),
-        "all": write(folder / "all", {**others, "train": labelled + unlabelled}),
-    }
+    cut, end = (64, 128) if quick else (LABELLED, LABELLED + UNLABELLED)
+    labelled, rest = splits["train"].select(order[:cut]), splits["train"].select(order[cut:end])
+    columns = {column: [None] * len(rest) if column == label else list(rest[column]) for column in rest.column_names}
+    unlabelled = Dataset.from_dict(columns, features=rest.features)
+    folders = {}
+    for part, rows in (("labelled", labelled), ("all", concatenate_datasets([labelled, unlabelled]))):
+        folders[part] = folder / part
+        folders[part].mkdir(parents=True, exist_ok=True)
+        for split, others in {**splits, "train": rows}.items():
+            chosen = others.select(range(64)) if quick and split != "train" else others
+            chosen.to_parquet(folders[part] / f"{split}.parquet")
+    return folders
 
 
 def write_config(name: str, file: Path) -> Path:
@@ -123,7 +112,7 @@ def main() -> None:
         splits = read(name, str(options.data / folder) if options.data else hub, vocabulary)
         rows = write_data(name, splits, out / name / "data", options.quick)
         config = write_config(name, out / name / "config.yaml")
-        texts = (row["text"] if name == "sst2" else " ".join(row["tokens"]) for row in splits["train"])
+        texts = splits["train"]["text"] if name == "sst2" else map(" ".join, splits["train"]["tokens"])
         bpe = train_bpe(texts, out / name / "bpe")
         taught = {"model.teachers.teacher.path": options.teachers.resolve() / name / "teacher" / "student"}
         arms: list[tuple[str, str, dict[str, Any]]] = [
