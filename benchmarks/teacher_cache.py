@@ -61,7 +61,7 @@ def run(arm: str, quick: bool, threads: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
     L.seed_everything(0, verbose=False)
     with tempfile.TemporaryDirectory() as folder:
-        data = SyntheticDataModule(num_train=256 if quick else 2048, num_validation=64, num_test=64, batch_size=32)
+        data = SyntheticDataModule(num_train=128 if quick else 1024, num_validation=64, num_test=64, batch_size=32)
         data.setup("fit")
         assert data.tokenizer is not None  # noqa: S101  # set in setup
         shape = {"vocab_size": len(data.tokenizer), "hidden_size": 384, "num_attention_heads": 12}
@@ -104,7 +104,7 @@ def main() -> None:
         print(json.dumps(run(options.arm, options.quick, options.threads)))
         return
     found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
-    for number in range(1 if options.quick else 5):
+    for number in range(1 if options.quick else 3):
         for arm in ARMS[number % 3 :] + ARMS[: number % 3]:
             print(f"round {number + 1}: {arm}", file=sys.stderr)
             command = [sys.executable, __file__, "--arm", arm, "--threads", str(options.threads)]
