@@ -16,6 +16,7 @@ from transformers import AutoConfig, PreTrainedModel, get_linear_schedule_with_w
 
 from lightning_kd._checks import InputError, check_positive, check_range, expected, nearest
 from lightning_kd.compatibility import check_labels, check_loss, check_task, check_vocabulary, label_names_of
+from lightning_kd.embeddings import start_embeddings
 from lightning_kd.features import FeatureCapture
 from lightning_kd.losses import DistillationLoss
 from lightning_kd.models import ModelSource, count_parameters, load_config, load_model, load_trained
@@ -184,6 +185,7 @@ class DistillationModule(L.LightningModule):
                 config.pad_token_id = tokenizer.pad_token_id
             check_vocabulary("model.student", source, config, tokenizer)
         self.student = load_model(source, self.task.auto_class, config, "model.student")
+        start_embeddings(self.student, source, tokenizer)
 
     def _build_losses_and_teachers(self) -> None:
         unknown = [name for name in self._given_weights if name not in self.losses]
