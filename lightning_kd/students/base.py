@@ -64,7 +64,8 @@ def max_over_tokens(states: Tensor, mask: Tensor, lowest: float) -> Tensor:
         >>> max_over_tokens(torch.tensor([[[-0.3], [-0.2], [0.0]]]), torch.tensor([[True, True, False]]), -1.0)
         tensor([[-0.2000]])
     """
-    return states.masked_fill(~mask.unsqueeze(-1), lowest).amax(1)
+    # kept and squeezed: OpenVINO runs a maximum that drops its dimension together with the scales behind it, wrongly
+    return states.masked_fill(~mask.unsqueeze(-1), lowest).amax(1, keepdim=True).squeeze(1)
 
 
 class Student(PreTrainedModel):
