@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 from lightning_kd._checks import InputError, expected
@@ -69,7 +69,7 @@ def start_embeddings(model: PreTrainedModel, source: ModelSource, tokenizer: Any
             f"Expected argument `{option}` to be a model that reads the vocabulary of the data's tokenizer, but {path} "
             "reads another, or comes without its tokenizer: leave the option out, or give data.tokenizer the same path."
         )
-    values, weight = trained.get_input_embeddings().weight.detach(), model.get_input_embeddings().weight
+    values, weight = (cast(nn.Embedding, m.get_input_embeddings()).weight.detach() for m in (trained, model))
     width = weight.shape[1]
     if width > values.shape[1]:
         raise InputError(
@@ -80,6 +80,5 @@ def start_embeddings(model: PreTrainedModel, source: ModelSource, tokenizer: Any
     dimensions = values.shape[1]
     if width < dimensions:
         values, share = principal_components(values, width)
-    with torch.no_grad():
-        weight[: len(values)] = values
+    weight[: len(values)] = values
     rank_zero_info(f"Word embeddings from {path}: {width} of {dimensions} dimensions, {share:.1%} of the variance")

@@ -87,7 +87,7 @@ class Student(PreTrainedModel):
         self.base_model.embedding = value
 
     def _returns_names(self, return_dict: bool | None) -> bool:
-        return self.config.return_dict if return_dict is None else return_dict
+        return bool(self.config.return_dict if return_dict is None else return_dict)
 
 
 class Encoder(Student):
