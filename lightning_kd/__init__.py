@@ -13,10 +13,10 @@ for _logger in _TALKATIVE:
     _logger.setLevel(logging.ERROR)
 
 from lightning_kd._checks import InputError  # noqa: E402
-from lightning_kd.lstm import LSTMConfig, LSTMForCausalLM  # noqa: E402
 from lightning_kd.models import ModelSource  # noqa: E402
 from lightning_kd.module import DistillationModule  # noqa: E402
 from lightning_kd.runner import Runner  # noqa: E402
+from lightning_kd.students import LSTMConfig, LSTMForCausalLM  # noqa: E402
 
 for _logger in _TALKATIVE:
     _logger.setLevel(logging.NOTSET)

@@ -77,6 +77,8 @@ class DistillationCLI(LightningCLI):
         if "tokenizer" in options and options.tokenizer is None and config.model.student.path is not None:
             load_config(ModelSource(**vars(config.model.student)), "model.student")  # or the tokenizer gets the blame
             options.tokenizer = config.model.student.path
+        elif "tokenizer" in options and options.tokenizer is None:
+            options.tokenizer = config.model.student.embeddings_from  # whose vocabulary it has to be
         if self.subcommand == "fit" and "teacher_tokenizers" in options and options.teacher_tokenizers is None:
             options.teacher_tokenizers = {}
             for name, source in (config.model.teachers or {}).items():

@@ -42,6 +42,9 @@ class ModelSource:
         keep_layers: The transformer layers to keep, 0 being the first, in the order given; the others are dropped
             and the kept ones renumbered.
         from_scratch: Random weights in the shape of the configuration.
+        embeddings_from: Hub name or local folder of a trained model, a teacher for instance, whose word embeddings the
+            student's start as; with ``from_scratch``, and for the same vocabulary. Narrower ones, by ``embedding_size``
+            in ``config``, are the principal components.
         config: Values that replace those of the configuration, e.g. ``{"num_hidden_layers": 3}``.
     """
 
@@ -51,6 +54,7 @@ class ModelSource:
     attention: Literal["sdpa", "eager"] = "sdpa"
     keep_layers: list[int] | None = None
     from_scratch: bool = False
+    embeddings_from: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
 
 
@@ -144,8 +148,8 @@ def load_trained(source: ModelSource, auto_class: type, role: str = "teacher") -
         InputError: If the weights cannot be read, the head for the task is not among them, or ``source`` asks for
             less than the stored model.
     """
-    for name, value in (("from_scratch", source.from_scratch), ("keep_layers", source.keep_layers)):
-        if value:
+    for name in ("from_scratch", "keep_layers", "embeddings_from"):
+        if value := getattr(source, name):
             raise expected(f"{role}.{name}", "left out", value, "A teacher is loaded whole, with its trained weights.")
     config = load_config(source, role)
     options = {"dtype": getattr(torch, source.dtype), "attn_implementation": source.attention}

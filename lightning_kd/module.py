@@ -22,6 +22,7 @@ from lightning_kd.compatibility import (
     check_vocabulary,
     label_names_of,
 )
+from lightning_kd.embeddings import start_embeddings
 from lightning_kd.ensemble import Ensemble
 from lightning_kd.features import FeatureCapture
 from lightning_kd.logit_cache import CachedLogits
@@ -214,6 +215,7 @@ class DistillationModule(L.LightningModule):
                 config.pad_token_id = tokenizer.pad_token_id
             check_vocabulary("model.student", source, config, tokenizer)
         self.student = load_model(source, self.task.auto_class, config, "model.student")
+        start_embeddings(self.student, source, tokenizer)
 
     def _build_losses_and_teachers(self) -> None:
         unknown = [name for name in self._given_weights if name not in self.losses]

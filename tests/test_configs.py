@@ -14,12 +14,13 @@ import lightning as L
 import pytest
 import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from transformers import PretrainedConfig
 
 import lightning_kd.callbacks
 import lightning_kd.datamodules
 import lightning_kd.losses
 import lightning_kd.quantization
-from lightning_kd import DistillationModule, cli
+from lightning_kd import DistillationModule, cli, students
 
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")  # pytest's own stand in sys.argv
 
@@ -32,6 +33,10 @@ WITHOUT_A_CONFIG = {
     "StudentExport": "the command line adds it as `export`",
     "LogitStandardizationKL": "two standardized logits are always the same: no set of the configs has three labels",
 }
+
+
+def is_shape(value: Any) -> bool:
+    return inspect.isclass(value) and issubclass(value, PretrainedConfig)
 
 
 def names(config: Path) -> str:
@@ -116,3 +121,18 @@ def test_every_class_stands_in_a_config(name: str) -> None:
         pytest.skip(WITHOUT_A_CONFIG[name.rpartition(".")[2]])
     pattern = re.compile(rf"class_path: {re.escape(name)}\b")
     assert any(pattern.search(config.read_text(encoding="utf-8")) for config in CONFIGS), f"no config names {name}"
+
+
+@pytest.mark.parametrize("model_type", [value.model_type for value in vars(students).values() if is_shape(value)])
+def test_every_student_that_is_no_transformer_stands_in_a_config(model_type: str) -> None:
+    """Stops a model type that nobody has ever named from YAML."""
+    pattern = re.compile(rf"model_type: {model_type}\b")
+    assert any(pattern.search(config.read_text(encoding="utf-8")) for config in CONFIGS), f"no config has {model_type}"
+
+
+def test_the_tokenizer_is_that_of_the_embeddings(instantiated: list[Any]) -> None:
+    """Stops a student from scratch from asking for the tokenizer that its embeddings already name."""
+    cli.main(["fit", "--config", "configs/sst2/bigru.yaml"])
+    cli.main(["fit", "--config", "configs/sst2/bigru.yaml", "--data.tokenizer", "some/other"])
+    sources = [made.datamodule.tokenizer_source for made in instantiated]
+    assert sources == ["runs/sst2/teacher/student", "some/other"]

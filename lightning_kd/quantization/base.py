@@ -23,6 +23,7 @@ __all__ = [
     "logit_outputs",
     "named_logits",
     "quantizable_layers",
+    "refuse_layers",
     "unreadable",
 ]
 
@@ -143,6 +144,23 @@ def _own_class(name: str) -> type | None:
     for kind in kinds:  # which grows meanwhile
         kinds += kind.__subclasses__()
     return next((kind for kind in kinds if kind.__name__ == name), None)
+
+
+def refuse_layers(quantizer: Quantizer, model: nn.Module, kinds: tuple[type[nn.Module], ...], way_out: str) -> None:
+    """Raise if a model has layers that a backend would leave in float.
+
+    Args:
+        quantizer: The backend.
+        model: The model.
+        kinds: What it cannot quantize.
+        way_out: What to do.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, kinds):
+            raise InputError(
+                f"{type(quantizer).__name__} ({quantizer.name}) cannot quantize {type(module).__name__} layers such as "
+                f"{name}: {way_out}"
+            )
 
 
 def example_inputs(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_kd._checks import InputError
@@ -21,8 +22,9 @@ from lightning_kd.quantization.base import example_inputs, logit_outputs
 
 __all__ = ["WEIGHTED", "export", "float_nodes", "forget_source", "quiet"]
 
-#: What the exporter makes of a ``Linear`` with three-dimensional input, of one with two, and of an ``Embedding``.
-WEIGHTED = ["MatMul", "Gemm", "Gather"]
+#: What the exporter makes of a ``Linear`` with three-dimensional input, of one with two, of an ``Embedding``, and of an
+#: ``LSTM``.
+WEIGHTED = ["MatMul", "Gemm", "Gather", "LSTM"]
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -36,6 +38,9 @@ def export(model: PreTrainedModel, path: Path, opset: int | None = None) -> None
     """
     example = example_inputs(model)
     traced = copy.deepcopy(model).eval()
+    for name, module in list(traced.named_modules()):
+        if _is_plain(module):
+            traced.set_submodule(name, _Recurrent(module))
     outputs = logit_outputs(traced, example)
     traced.config.return_dict = False
     batch, length = torch.export.Dim("batch", min=1), torch.export.Dim("length", min=2)
@@ -53,6 +58,44 @@ def export(model: PreTrainedModel, path: Path, opset: int | None = None) -> None
     )
 
 
+def _is_plain(module: nn.Module) -> bool:
+    return (
+        isinstance(module, (nn.LSTM, nn.GRU))
+        and (module.num_layers, module.bidirectional, module.proj_size) == (1, False, 0)
+        and module.batch_first
+        and module.bias
+    )
+
+
+class _Recurrent(nn.Module):
+    """A recurrent layer as the one operator that it is in ONNX; torch traces its steps, as many as the example has."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.kind = type(layer).__name__
+        self.width = layer.hidden_size
+        state = {name.removesuffix("_l0"): value.detach() for name, value in layer.named_parameters()}
+        self.weight_ih, self.weight_hh = (self._gates(state[f"weight_{part}"])[None] for part in ("ih", "hh"))
+        self.bias = torch.cat([self._gates(state[f"bias_{part}"]) for part in ("ih", "hh")])[None]
+
+    def _gates(self, values: Tensor) -> Tensor:
+        """The gates in the order of ONNX: LSTM i, o, f, c for torch's i, f, c, o; GRU z, r, h for torch's r, z, h."""
+        gates = values.chunk(len(values) // self.width)
+        return torch.cat([gates[i] for i in ((0, 3, 1, 2) if self.kind == "LSTM" else (1, 0, 2))])
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, None]:
+        rows, length = inputs.shape[:2]
+        attributes = {"hidden_size": self.width, **({} if self.kind == "LSTM" else {"linear_before_reset": 1})}
+        output = torch.onnx.ops.symbolic(
+            self.kind,
+            (inputs.transpose(0, 1), self.weight_ih, self.weight_hh, self.bias),
+            attributes,
+            dtype=inputs.dtype,
+            shape=(length, 1, rows, self.width),
+        )
+        return output.squeeze(1).transpose(0, 1), None
+
+
 def float_nodes(graph: Any, keep_float: Collection[str]) -> list[str]:
     """The names of the products and look-ups that stay in float: those of some layers, and those without a weight.
 
@@ -67,7 +110,7 @@ def float_nodes(graph: Any, keep_float: Collection[str]) -> list[str]:
 
     matrices = {t.name for t in graph.initializer if len(t.dims) == 2 and t.data_type == onnx.TensorProto.FLOAT}
     nodes = [node for node in graph.node if node.op_type in WEIGHTED]
-    layers = {node.name: _layer(node) for node in nodes if matrices.intersection(node.input)}
+    layers = {n.name: _layer(n) for n in nodes if n.op_type == "LSTM" or matrices.intersection(n.input)}
     # a table that is read as a whole, as that of DeBERTa's relative positions, is in no such node, and in float anyway
     elsewhere = matrices.difference(*(node.input for node in nodes))
     for name in keep_float:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_kd._checks import InputError, expected
 from lightning_kd.quantization.analysis import QuantizationScheme
-from lightning_kd.quantization.base import Forward, Quantizer, named_logits, unreadable
+from lightning_kd.quantization.base import Forward, Quantizer, named_logits, refuse_layers, unreadable
 from lightning_kd.quantization.fake_quantize import Rounding
 from lightning_kd.quantization.onnx_export import WEIGHTED, export, float_nodes, forget_source, quiet
 
@@ -103,6 +103,11 @@ class ONNXRuntimeInt8(_ONNXRuntime):
         self.needs_calibration = activations == "static"
         self.name = "ONNX Runtime" if activations == "dynamic" else "ONNX Runtime, static"
 
+    def check_model(self, model: PreTrainedModel) -> None:
+        if self.activations == "static":
+            refuse_layers(self, model, (nn.LSTM, nn.GRU), "take DynamicInt8; or activations: dynamic, with LSTM alone.")
+        refuse_layers(self, model, (nn.GRU,), "take DynamicInt8, or a student with cell: lstm.")
+
     @property
     def scheme(self) -> QuantizationScheme:
         return QuantizationScheme(7 if self.reduce_range else 8, activations=self.activations)
@@ -125,6 +130,7 @@ class ONNXRuntimeInt8(_ONNXRuntime):
         keep_float: Collection[str] = (),
     ) -> None:
         self.check()
+        self.check_model(model)
         if self.needs_calibration and not calibration:
             raise InputError("ONNXRuntimeInt8 needs training batches to calibrate on, but got none.")
         import onnx
@@ -222,6 +228,9 @@ class ONNXRuntimeInt4(_ONNXRuntime):
         self.int8_activations = int8_activations
         self.name = "ONNX Runtime" if int8_activations else "ONNX Runtime, weight-only"
 
+    def check_model(self, model: PreTrainedModel) -> None:
+        refuse_layers(self, model, (nn.LSTM, nn.GRU), "take DynamicInt8.")
+
     @property
     def scheme(self) -> QuantizationScheme:
         activations: Literal["dynamic", "float"] = "dynamic" if self.int8_activations else "float"
@@ -240,6 +249,7 @@ class ONNXRuntimeInt4(_ONNXRuntime):
         keep_float: Collection[str] = (),
     ) -> None:
         self.check()
+        self.check_model(model)
         import onnx
 
         with tempfile.TemporaryDirectory() as scratch, quiet():

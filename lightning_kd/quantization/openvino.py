@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_kd._checks import InputError, expected
@@ -23,6 +23,7 @@ from lightning_kd.quantization.base import (
     example_inputs,
     logit_outputs,
     named_logits,
+    refuse_layers,
     unreadable,
 )
 
@@ -72,6 +73,10 @@ class OpenVINOInt8(Quantizer):
         if importlib.util.find_spec("nncf") is None:
             raise _missing()
 
+    def check_model(self, model: PreTrainedModel) -> None:
+        # a GRU stays in float; one LSTM that is to stay so among int8 ones makes a graph that does not open
+        refuse_layers(self, model, (nn.LSTM, nn.GRU), "take DynamicInt8, or ONNXRuntimeInt8 for LSTM.")
+
     def convert(
         self,
         model: PreTrainedModel,
@@ -79,6 +84,7 @@ class OpenVINOInt8(Quantizer):
         folder: Path,
         keep_float: Collection[str] = (),
     ) -> None:
+        self.check_model(model)
         if self.needs_calibration and not calibration:
             raise InputError("OpenVINOInt8 needs training batches to calibrate on, but got none.")
         openvino = _openvino()

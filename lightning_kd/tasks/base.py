@@ -110,7 +110,8 @@ class Task(ABC):
 
     def encode(self, texts: Sequence[Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         """A batch of texts to predict on."""
-        return dict(tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt"))
+        # on the side on which students are trained to have it
+        return dict(tokenizer(list(texts), padding=True, padding_side="right", truncation=True, return_tensors="pt"))
 
     def spec(self) -> dict[str, Any]:
         """The task as a ``class_path`` with ``init_args``."""
