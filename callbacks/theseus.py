@@ -79,7 +79,7 @@ class Theseus(_ScheduleCallback):
         teacher = load_trained(source, pl_module.task.auto_class, "teacher")
         own = _layers(student)
         parameter = next(own.parameters())
-        teacher.to(dtype=parameter.dtype)  # of a trainer's precision, bf16-true
+        cast(nn.Module, teacher).to(dtype=parameter.dtype)  # of a trainer's precision, bf16-true
         if trainer.ckpt_path is None:  # what is resumed may be past p = 1
             _check_rest(student, teacher, str(source.path))
         layers = _layers(teacher).to(parameter.device)
