@@ -8,6 +8,7 @@ from lightning_kd.callbacks.quantization import QuantizationCallback
 from lightning_kd.callbacks.report import CompressionReport
 from lightning_kd.callbacks.schedules import LossWeightSchedule, TemperatureSchedule
 from lightning_kd.callbacks.teacher_cache import TeacherCache
+from lightning_kd.callbacks.theseus import Theseus
 
 __all__ = [
     "CompressionReport",
@@ -20,4 +21,5 @@ __all__ = [
     "StudentExport",
     "TeacherCache",
     "TemperatureSchedule",
+    "Theseus",
 ]

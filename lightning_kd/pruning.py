@@ -14,10 +14,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_kd._checks import InputError, expected
-from lightning_kd.models import layer_list
+from lightning_kd.models import keep_layers, layer_list
 from lightning_kd.tasks import Task
 
-__all__ = ["Importance", "Shape", "check_prunable", "importance", "named_tokens", "narrow", "reduce_embeddings"]
+__all__ = [
+    "Importance",
+    "Shape",
+    "check_prunable",
+    "importance",
+    "named_tokens",
+    "narrow",
+    "reduce_embeddings",
+    "search_layers",
+]
 
 
 @dataclass(frozen=True)
@@ -217,6 +226,47 @@ def _gated(
     finally:
         for handle in handles:
             handle.remove()
+
+
+# -------------------------------------------------------------------------------------------------- layers
+
+
+def search_layers(
+    model: PreTrainedModel, task: Task, batches: Iterable[Mapping[str, Tensor]], num_layers: int
+) -> Iterator[tuple[list[int], float]]:
+    """Greedy choice of layers: of those that are left, the one goes without which the loss is lowest.
+
+    Args:
+        model: In eval mode, on the CPU.
+        task: The model's, whose hard-label loss it is, as a mean over the rows.
+        batches: Labelled batches, the same for every choice.
+        num_layers: How many are to be left, 1 or more.
+
+    Yields:
+        The layers that are left, ascending, and the loss with them: first all, then one less each time.
+    """
+    rows = list(batches)
+    layers = list(range(model.config.num_hidden_layers))
+    loss = _mean_loss(model, task, rows)
+    yield layers, loss
+    while len(layers) > num_layers:
+        fewer = [layers[:i] + layers[i + 1 :] for i in range(len(layers))]
+        losses = [_mean_loss(keep_layers(model, chosen), task, rows) for chosen in fewer]
+        loss = min(losses)
+        layers = fewer[losses.index(loss)]
+        yield layers, loss
+
+
+@torch.no_grad()
+def _mean_loss(model: PreTrainedModel, task: Task, batches: Sequence[Mapping[str, Tensor]]) -> float:
+    model.eval()
+    total, count = 0.0, 0
+    for batch in batches:
+        inputs = task.model_inputs(batch)
+        rows = len(inputs["input_ids"])
+        total += rows * task.hard_label_loss(task.logits(model(**inputs)), batch).item()
+        count += rows
+    return total / max(1, count)
 
 
 # -------------------------------------------------------------------------------------------------- cutting

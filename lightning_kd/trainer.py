@@ -21,7 +21,15 @@ from lightning_kd.measure import evaluate
 from lightning_kd.models import ModelSource, freeze, load_trained
 from lightning_kd.models import keep_layers as keep
 from lightning_kd.module import DistillationModule
-from lightning_kd.pruning import Shape, check_prunable, importance, named_tokens, narrow, reduce_embeddings
+from lightning_kd.pruning import (
+    Shape,
+    check_prunable,
+    importance,
+    named_tokens,
+    narrow,
+    reduce_embeddings,
+    search_layers,
+)
 from lightning_kd.quantization.analysis import Activations, Granularity, QuantizationScheme, analyze
 from lightning_kd.quantization.analysis_report import draw_heat_map, print_worst, write_csv
 from lightning_kd.runner import forward_of
@@ -104,6 +112,7 @@ class CompressionTrainer(L.Trainer):
         datamodule: L.LightningDataModule,
         student: str | None = None,
         keep_layers: list[int] | None = None,
+        num_layers: int | None = None,
         intermediate_size: int | None = None,
         hidden_size: int | None = None,
         num_attention_heads: int | None = None,
@@ -122,12 +131,14 @@ class CompressionTrainer(L.Trainer):
             datamodule: Of :mod:`lightning_kd.datamodules`.
             student: Folder of the trained model; ``model.student.path`` unless given.
             keep_layers: The transformer layers to keep, 0 being the first, in the order given; all unless given.
+            num_layers: How many to keep instead, 1 or more: layers are dropped one by one, each time the one without
+                which the loss on ``importance_batches`` training batches is lowest.
             intermediate_size: Feed-forward neurons to keep in each layer.
             hidden_size: Dimensions of the residual stream to keep, a multiple of the size of a head.
             num_attention_heads: Heads to keep in each layer; follows from ``hidden_size``.
             vocabulary: Keep the tokens of the training texts alone, and all single characters.
             min_count: With ``vocabulary``, how often a token stands in the training texts to be kept, 1 or more.
-            importance_batches: Training batches that the importance is measured on, above 0.
+            importance_batches: Training batches that importance and the losses of layers are measured on, above 0.
             path: The folder; ``<trainer.default_root_dir>/pruned`` unless given. What stands there is replaced.
 
         Raises:
@@ -137,9 +148,13 @@ class CompressionTrainer(L.Trainer):
         for name, value in (("min_count", min_count), ("importance_batches", importance_batches)):
             if value < 1:
                 raise expected(name, "at least 1", value)
+        if keep_layers is not None and num_layers is not None:
+            raise InputError("Both keep_layers and num_layers say which layers stay: leave one of them out.")
         _check_data(datamodule, "prune")
-        if keep_layers is None and shape == Shape() and not vocabulary:
-            raise InputError("Nothing to prune: give keep_layers, intermediate_size, hidden_size or vocabulary: true.")
+        if keep_layers is None and num_layers is None and shape == Shape() and not vocabulary:
+            raise InputError(
+                "Nothing to prune: give keep_layers, num_layers, intermediate_size, hidden_size or vocabulary: true."
+            )
         given, role = (ModelSource(student), "student") if student else (model.student_source, "model.student")
         source = given.path
         if source is None:
@@ -150,13 +165,20 @@ class CompressionTrainer(L.Trainer):
         trained = load_trained(given, model.task.auto_class, role)
         check_prunable(trained)
         shape.check(trained)
+        depth = trained.config.num_hidden_layers
+        if num_layers is not None and not 1 <= num_layers <= depth:
+            raise expected("num_layers", f"from 1 to {depth}, which the model has", num_layers)
         data, again = cast(Any, datamodule), copy.deepcopy(cast(Any, datamodule))
         data.tokenizer_source = source
         data.prepare_data()
         data.setup("fit")
         check_labels("the trained model", trained.config, data.label_names)
         task = model.task.with_config(trained.config)
-        smaller, layers = trained, list(range(trained.config.num_hidden_layers))
+        smaller, layers = trained, list(range(depth))
+        if num_layers is not None:
+            batches = data.calibration_batches(importance_batches)
+            for keep_layers, loss in search_layers(trained, task, batches, num_layers):
+                rank_zero_info(f"Loss of the layers {keep_layers} on {len(batches)} training batches: {loss:.4f}")
         if keep_layers is not None:
             smaller, layers = keep(trained, keep_layers), keep_layers
         if shape != Shape():

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import AutoConfig
 
 pytestmark = pytest.mark.slow
@@ -97,7 +99,6 @@ def quantization(class_path: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model twice as wide as the student, with the tokenizer of the data: untrained, for it only has to teach."""
-    import torch
     from transformers import AutoModelForSequenceClassification
 
     from lightning_kd.datamodules import SyntheticDataModule
@@ -308,3 +309,31 @@ def test_two_processes_share_the_work_of_a_cache(teacher: Path, tmp_path: Path) 
         "identity.json",
         "logits.npy",
     ]
+
+
+def test_two_processes_replace_the_same_layers_as_one(teacher: Path, tmp_path: Path) -> None:
+    """Stops DDP from waiting for the gradient of a layer that is not drawn, and processes that draw each their own."""
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    student = {"path": str(teacher), "keep_layers": [1], "config": still}
+    sgd = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5}}
+    theseus = {
+        "class_path": "lightning_kd.callbacks.Theseus",
+        "init_args": {
+            "teacher": str(teacher),
+            "schedule": {"class_path": "lightning_kd.schedules.Constant", "init_args": {"value": 0.5}},
+        },
+    }
+    trainer = {"max_epochs": 6, "logger": False, "callbacks": [theseus], "limit_val_batches": 0}
+    weights = []
+    for name, batch_size, more in (("one", 24, ()), ("two", 12, TWO)):
+        data = {**DATA, "init_args": {**DATA["init_args"], "num_train": 24, "batch_size": batch_size}}  # type: ignore[dict-item]
+        config = {"model": {"student": student, "optimizer": sgd}, "data": data, "trainer": trainer}
+        done = train(tmp_path / name, "fit", config, *more)
+        assert done.returncode == 0, done.stderr[-6000:]
+        weights.append(load_file(tmp_path / name / "student" / "model.safetensors"))
+    first = load_file(teacher / "model.safetensors")
+    query = "encoder.layer.{}.attention.self.query.weight"
+    moved = weights[0][f"bert.{query.format(0)}"] - first[f"bert.{query.format(1)}"]
+    assert moved.abs().max() > 1e-6
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, rtol=0, atol=1e-6)

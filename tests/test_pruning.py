@@ -19,7 +19,7 @@ from transformers import (
 
 from lightning_kd import InputError
 from lightning_kd.models import count_parameters, keep_layers
-from lightning_kd.pruning import Importance, Shape, check_prunable, importance, narrow
+from lightning_kd.pruning import Importance, Shape, check_prunable, importance, narrow, search_layers
 from lightning_kd.tasks import QuestionAnswering, SequenceClassification, Task, TokenClassification
 
 TinyModel = Callable[..., Path]
@@ -157,6 +157,48 @@ def test_rows_of_kept_layers_go_with_them(tiny_model: TinyModel) -> None:
     kept = scores.of_layers([0, 2])
     assert torch.equal(kept.neurons, scores.neurons[[0, 2]]) and torch.equal(kept.heads, scores.heads[[0, 2]])
     assert torch.equal(kept.hidden, scores.hidden[[0, 2, 3]])
+
+
+# ---------------------------------------------------------------------------------------------- layers
+
+
+@torch.no_grad()
+def loss_without(model: PreTrainedModel, dropped: set[int], rows: list[dict[str, Any]]) -> float:
+    """The mean loss of the rows, one by one, with some layers as the identity."""
+
+    def identity(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return (args[0], *output[1:]) if isinstance(output, tuple) else args[0]
+
+    handles = [layer.register_forward_hook(identity) for i, layer in enumerate(layers_of(model)) if i in dropped]
+    total = 0.0
+    for row in rows:
+        inputs = {name: values for name, values in row.items() if name != "labels"}
+        total += nn.functional.cross_entropy(model(**inputs).logits, row["labels"]).item()
+    for handle in handles:
+        handle.remove()
+    return total / len(rows)
+
+
+@families
+def test_layers_that_go_are_those_that_cost_least(tiny_model: TinyModel, family: str) -> None:
+    """Stops the costliest layer from going first, numbers that shift once one is gone, and small batches that count."""
+    model = load(tiny_model(family, **({"n_layers": 5} if family == "distilbert" else {"num_hidden_layers": 5})))
+    rows = [{**{k: v[i : i + 1] for k, v in TOKENS.items()}, "labels": torch.tensor([i % 2])} for i in range(3)]
+    labels = torch.tensor([0, 1, 0])
+    batches = [{**{k: v[part] for k, v in TOKENS.items()}, "labels": labels[part]} for part in ([0, 1], [2])]
+    before = copy.deepcopy(model.state_dict())
+    found = list(search_layers(model, SequenceClassification(), iter(batches), 2))
+    left, orders = set(range(5)), []
+    for layers, loss in found:
+        if len(layers) < 5:
+            costs = {i: loss_without(model, set(range(5)) - left | {i}, rows) for i in left}
+            left -= {min(costs, key=lambda i: costs[i])}
+            orders.append(costs)
+        assert layers == sorted(left)
+        assert loss == pytest.approx(loss_without(model, set(range(5)) - left, rows), rel=1e-5)
+    assert [len(layers) for layers, _ in found] == [5, 4, 3, 2]
+    assert all(max(costs.values()) - min(costs.values()) > 1e-3 for costs in orders)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 # ---------------------------------------------------------------------------------------------- cutting

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -171,6 +172,16 @@ def test_nothing_is_chosen_by_rows_that_are_measured_on(
     assert not kept & {"tu", "tun", *(WORDS[i] for i in set(range(20)) - rows - {0})}
 
 
+def test_layers_that_are_found_are_kept(tiny_model: Make, glue: Make, tmp_path: Path, log: Any) -> None:
+    """Stops the layers that were found from being others than those that are written, with the neurons of others."""
+    options = {"intermediate_size": 8, "importance_batches": 2}
+    folder = prune(tmp_path / "found", tiny_model(), glue(), num_layers=2, **options)
+    lines = re.findall(r"Loss of the layers (\[.*\]) on 2 training batches: (\d\.\d{4})", log.text)
+    assert [len(json.loads(layers)) for layers, _ in lines] == [3, 2]
+    given = prune(tmp_path / "given", tiny_model(), glue(), keep_layers=json.loads(lines[-1][0]), **options)
+    assert (folder / "model.safetensors").read_bytes() == (given / "model.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize("kind", ["tags", "answers"])
 def test_taggers_and_answerers_are_pruned(tiny_model: Make, tmp_path: Path, kind: str) -> None:
     """Stops windows, and labels that stand at tokens, from being read as one text with one label."""
@@ -201,7 +212,16 @@ def test_taggers_and_answerers_are_pruned(tiny_model: Make, tmp_path: Path, kind
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({}, "Nothing to prune: give keep_layers, intermediate_size, hidden_size or vocabulary: true."),
+        (
+            {},
+            "Nothing to prune: give keep_layers, num_layers, intermediate_size, hidden_size or vocabulary: true.",
+        ),
+        ({"num_layers": 4}, "`num_layers` to be from 1 to 3, which the model has, but got 4."),
+        ({"num_layers": 0}, "`num_layers` to be from 1 to 3, which the model has, but got 0."),
+        (
+            {"num_layers": 1, "keep_layers": [0]},
+            "Both keep_layers and num_layers say which layers stay: leave one of them out.",
+        ),
         ({"intermediate_size": 99}, "`intermediate_size` to be from 1 to 24"),
         ({"num_attention_heads": 1}, "`num_attention_heads` cannot be cut alone"),
         ({"keep_layers": [3]}, "`keep_layers` to be different layers from 0 to 2, but got [3]"),
