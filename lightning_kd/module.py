@@ -258,8 +258,10 @@ class DistillationModule(L.LightningModule):
         if self._open_cache is not None and (live := [name for name in names if needs[name]]):
             rank_zero_info(f"Losses read more than the logits of {', '.join(live)}: not cached, run with every batch")
         self._teachers.load(needs, self._open_cache)
-        if self._open_cache is not None:
-            self.trainer.datamodule.on_train_batch = self._teachers.add_cached  # type: ignore[attr-defined]
+        data = self.trainer.datamodule  # type: ignore[attr-defined]  # set by the trainer
+        if hasattr(data, "on_train_batch"):
+            data.on_train_batch = None if self._open_cache is None else self._teachers.add_cached
+        self._open_cache = None  # that of one fit
         for name, source in self.teacher_sources.items():
             config = self._teachers.configs[name]
             check_labels(f"the teacher {name!r}", config, self._data("label_names", label_names_of(self.model.config)))

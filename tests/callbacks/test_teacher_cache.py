@@ -157,6 +157,17 @@ def test_teacher_is_computed_once(problem: Make, make_trainer: Make, tmp_path: P
         assert [row.name for row in report.report.rows] == ["teacher", "student"]
 
 
+def test_a_fit_without_the_callback_is_live(problem: Make, make_trainer: Make, tmp_path: Path) -> None:
+    """Stops what one fit has cached from reaching the next, of the same module and data."""
+    module, data = problem("texts")
+    cache = TeacherCache(str(tmp_path / "cache"))
+    make_trainer(limit_val_batches=0, callbacks=[cache]).fit(module, datamodule=data)
+    assert data.on_train_batch is not None and module.teachers == {}
+    calls = Calls()
+    make_trainer(limit_val_batches=0, callbacks=[calls]).fit(module, datamodule=data)
+    assert data.on_train_batch is None and calls.count["teacher"] == 5
+
+
 def test_hidden_states_are_not_cached(problem: Make, make_trainer: Make, tmp_path: Path, log: Any) -> None:
     """Stops a loss on hidden states from finding none."""
     module, data = problem("texts")
