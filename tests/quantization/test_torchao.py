@@ -432,9 +432,3 @@ def test_reports_can_tell_the_variants_apart() -> None:
     """Two rows of one name in a table are one too many."""
     quantizers = [*VARIANTS.values(), TorchAO("int4", "float", group_size=64)]
     assert len({(quantizer.format, quantizer.name) for quantizer in quantizers}) == len(quantizers)
-
-
-def test_training_for_it_is_refused() -> None:
-    """Its activations are rounded by token, which fake quantization cannot do."""
-    with pytest.raises(InputError, match="TorchAO quantizes after training alone"):
-        _ = TorchAO().rounding
