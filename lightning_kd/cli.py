@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from lightning_kd import describe
 from lightning_kd._checks import InputError, expected, nearest
-from lightning_kd.callbacks import CompressionReport, PredictionWriter, StudentExport
+from lightning_kd.callbacks import CompressionReport, PredictionWriter, StudentExport, TeacherCache
 from lightning_kd.callbacks._fit_end import callbacks_of
 from lightning_kd.models import ModelSource, has_tokenizer, load_config
 from lightning_kd.module import DistillationModule
@@ -65,8 +65,11 @@ class DistillationCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         trainer = super().instantiate_trainer(**kwargs)
-        callbacks_of(trainer).sort(key=lambda callback: not isinstance(callback, StudentExport))
-        return trainer  # the float student is written first: it is there, whatever a quantizer does
+        # The float student is written first: it is there, whatever a quantizer does. Teachers run over all rows last,
+        # once whatever can be refused before the first batch has been.
+        order = {StudentExport: 0, TeacherCache: 2}
+        callbacks_of(trainer).sort(key=lambda callback: order.get(type(callback), 1))
+        return trainer
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
@@ -108,7 +111,12 @@ class _Parser(LightningArgumentParser):
         if own is not None:
             self.exit(2, f"error: {own}\n")
         unknown = re.match(r"unrecognized arguments: (--?[^\s=]+)", message)
-        if unknown:
+        wrong = re.match(r"argument subcommand: invalid choice: '([^']*)'", message)
+        if wrong:
+            names = [*DistillationCLI.subcommands(), "describe"]
+            sentence = f"There is no subcommand `{wrong[1]}`. {nearest(wrong[1], names)} There are {', '.join(names)}."
+            sentence = sentence.replace("  ", " ")
+        elif unknown:
             options = [option for action in parser._actions for option in action.option_strings]
             sentence = f"There is no option `{unknown[1]}`. {nearest(unknown[1], options)}".strip()
         else:

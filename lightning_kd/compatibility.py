@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from transformers import AutoTokenizer, PretrainedConfig
@@ -12,7 +12,15 @@ from lightning_kd.losses import DistillationLoss
 from lightning_kd.models import ModelSource, has_tokenizer
 from lightning_kd.tasks import Task
 
-__all__ = ["check_labels", "check_loss", "check_loss_teachers", "check_task", "check_vocabulary", "label_names_of"]
+__all__ = [
+    "check_labels",
+    "check_loss",
+    "check_loss_teachers",
+    "check_task",
+    "check_terms",
+    "check_vocabulary",
+    "label_names_of",
+]
 
 
 def label_names_of(config: PretrainedConfig) -> list[str] | None:
@@ -91,6 +99,32 @@ def check_loss(name: str, loss: DistillationLoss, task: Task, num_teachers: int,
             f"The loss {name!r} compares student and teacher token by token, but the teacher reads another "
             "vocabulary than the student. Use losses on logits, or on one vector an example (PatientKD, PKT, "
             "RKDDistance, RKDAngle, SimilarityPreserving, CRD)."
+        )
+
+
+def check_terms(losses: Sequence[str], teachers: Sequence[str], weights: Iterable[str], unlabelled: int) -> None:
+    """Refuse weights of losses that are not there, and losses, teachers and rows that lack each other.
+
+    Args:
+        losses: Their names.
+        teachers: Their names.
+        weights: The names of losses that have a weight.
+        unlabelled: Training rows without a label.
+    """
+    unknown = next((name for name in weights if name not in losses), None)
+    if unknown is not None:
+        valid = ", ".join(losses) or "none: this module has no losses"
+        raise expected("loss_weights", f"names of losses ({valid})", unknown, nearest(unknown, losses))
+    if losses and not teachers:
+        raise InputError(f"The losses {', '.join(losses)} need a teacher, but there is none: add one to `teachers`.")
+    if unlabelled and not teachers:
+        raise InputError(
+            f"{unlabelled:,} training rows have no label, and there is no teacher to learn from on them: add one "
+            "to `teachers`, or leave these rows out of the training file."
+        )
+    if teachers and not losses:
+        raise InputError(
+            "There is a teacher, but no loss that learns from it: add one to `losses`, or a DistillationLossCallback."
         )
 
 

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, get_linear_schedule_with_warmup
 
-from lightning_kd._checks import InputError, check_positive, check_range, expected, nearest
+from lightning_kd._checks import InputError, check_positive, check_range, expected
 from lightning_kd.compatibility import (
     check_labels,
     check_loss,
     check_loss_teachers,
     check_task,
+    check_terms,
     check_vocabulary,
     label_names_of,
 )
@@ -29,7 +30,7 @@ from lightning_kd.logit_cache import CachedLogits
 from lightning_kd.losses import DistillationLoss
 from lightning_kd.models import ModelSource, count_parameters, load_config, load_model
 from lightning_kd.optim import AdamW, parameter_groups
-from lightning_kd.outputs import Features, LossInputs, Needs
+from lightning_kd.outputs import Needs
 from lightning_kd.tasks import SequenceClassification, Task
 from lightning_kd.teachers import OpenCache, Teachers
 
@@ -110,7 +111,7 @@ class DistillationModule(L.LightningModule):
             self.add_loss(name, loss)
         self.student = None
         self.metrics = nn.ModuleDict()
-        self._teachers = Teachers(self.teacher_sources, task, ensemble)  # no submodule: no checkpoint and no DDP
+        self._teachers = Teachers(self.teacher_sources, task, ensemble, self.loss_teachers)  # no submodule: no DDP
         self._open_cache: OpenCache | None = None
         self._built: set[str] = set()
         self._capture: FeatureCapture | None = None  # the student's
@@ -218,25 +219,8 @@ class DistillationModule(L.LightningModule):
         start_embeddings(self.student, source, tokenizer)
 
     def _build_losses_and_teachers(self) -> None:
-        unknown = [name for name in self._given_weights if name not in self.losses]
-        if unknown:
-            valid = ", ".join(self.losses) or "none: this module has no losses"
-            raise expected("loss_weights", f"names of losses ({valid})", unknown[0], nearest(unknown[0], self.losses))
-        if self.losses and not self.teacher_sources:
-            raise InputError(
-                f"The losses {', '.join(self.losses)} need a teacher, but there is none: add one to `teachers`."
-            )
         unlabelled = self._data("num_unlabelled", 0)
-        if unlabelled and not self.teacher_sources:
-            raise InputError(
-                f"{unlabelled:,} training rows have no label, and there is no teacher to learn from on them: add one "
-                "to `teachers`, or leave these rows out of the training file."
-            )
-        if self.teacher_sources and not self.losses:
-            raise InputError(
-                "There is a teacher, but no loss that learns from it: "
-                "add one to `losses`, or a DistillationLossCallback."
-            )
+        check_terms(list(self.losses), list(self.teacher_sources), self._given_weights, unlabelled)
         check_loss_teachers(self.loss_teachers, self.losses, self.teacher_sources)
         has_classes = self.model.config.num_labels != 1 and not self.task.multi_label
         self.ensemble.check(list(self.teacher_sources), has_classes)
@@ -247,7 +231,7 @@ class DistillationModule(L.LightningModule):
         needs, student_needs = dict.fromkeys(names, Needs()), Needs()
         for name, module in self.losses.items():
             loss = cast(DistillationLoss, module)
-            among = self._teachers_of(name)
+            among = self._teachers.of(name)
             if name not in self._built:  # once: a second fit goes on with the projections of the first
                 loss.build(self.model.config, self._teachers.configs[among[0]])
                 self._built.add(name)
@@ -272,10 +256,6 @@ class DistillationModule(L.LightningModule):
         if self._capture is not None:
             self._capture.remove()
         self._capture = FeatureCapture(self.model, student_needs, self.task.logits)
-
-    def _teachers_of(self, loss: str) -> list[str]:
-        """The teachers that a loss learns from: one alone, or all together."""
-        return [self.loss_teachers[loss]] if loss in self.loss_teachers else list(self.teacher_sources)
 
     def on_fit_start(self) -> None:
         self._teachers.to(self.device)
@@ -306,36 +286,6 @@ class DistillationModule(L.LightningModule):
     def _predict(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return self.task.logits(self.model(**inputs))
 
-    def _loss_inputs(
-        self, student: Features, batch: Mapping[str, Any], inputs: Mapping[str, Tensor], batch_idx: int
-    ) -> dict[str, LossInputs]:
-        """What each loss may look at, by its name."""
-        chosen = self.ensemble.asked(list(self.teacher_sources), self.trainer.current_epoch, batch_idx)
-        among = {
-            name: (self.loss_teachers[name],) if name in self.loss_teachers else tuple(chosen) for name in self.losses
-        }
-        features = {
-            teacher: self._teachers.features(teacher, batch, inputs)
-            for teacher in dict.fromkeys(teacher for names in among.values() for teacher in names)
-        }
-        logit_masks, hard_labels = self.task.logit_masks(batch), self.task.hard_labels(batch)
-        class_masks = self.task.class_masks(batch)
-        found: dict[tuple[str, ...], LossInputs] = {}
-        for names in dict.fromkeys(among.values()):
-            own = batch.get("teachers", {}).get(names[0]) if len(names) == 1 else None
-            token_mask, teacher_token_mask = self.task.token_masks(batch, own)
-            found[names] = LossInputs(
-                student=student,
-                teacher=self._teachers.together({n: features[n] for n in names}, batch, self.temperature),
-                token_mask=token_mask,
-                teacher_token_mask=teacher_token_mask,
-                logit_masks=logit_masks,
-                temperature=self.temperature,
-                hard_labels=hard_labels,
-                class_masks=class_masks,
-            )
-        return {name: found[names] for name, names in among.items()}
-
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         inputs = self.task.model_inputs(batch)
         assert self._capture is not None  # noqa: S101  # made in setup
@@ -344,9 +294,10 @@ class DistillationModule(L.LightningModule):
         total = self.hard_label_weight * hard
         terms: dict[str, Tensor] = {}
         if self.losses:
-            loss_inputs = self._loss_inputs(student, batch, inputs, batch_idx)
+            place = self.trainer.current_epoch, batch_idx
+            seen = self._teachers.loss_inputs(list(self.losses), student, batch, inputs, self.temperature, place)
             for name, loss in self.losses.items():
-                terms[name] = loss(loss_inputs[name])
+                terms[name] = loss(seen[name])
                 total = total + self.loss_weights[name] * terms[name]  # a weight of 0 is multiplied: DDP needs the path
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by the trainer's connector
         if (self.trainer.global_step + 1) % max(1, every) == 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -13,7 +13,7 @@ from lightning_kd.ensemble import Ensemble
 from lightning_kd.features import FeatureCapture
 from lightning_kd.logit_cache import CachedLogits
 from lightning_kd.models import ModelSource, load_config, load_trained
-from lightning_kd.outputs import Features, Needs
+from lightning_kd.outputs import Features, LossInputs, Needs
 from lightning_kd.tasks import Task
 
 __all__ = ["OpenCache", "Teachers"]
@@ -29,17 +29,25 @@ class Teachers:
         sources: Where each comes from.
         task: What they do.
         ensemble: How several become one.
+        loss_teachers: By the loss's name, the one that it learns from; all together where a name is left out.
     """
 
-    def __init__(self, sources: Mapping[str, ModelSource], task: Task, ensemble: Ensemble) -> None:
+    def __init__(
+        self, sources: Mapping[str, ModelSource], task: Task, ensemble: Ensemble, loss_teachers: Mapping[str, str]
+    ) -> None:
         self.sources = dict(sources)
         self.task = task
         self.ensemble = ensemble
+        self.loss_teachers = loss_teachers
         self.configs: dict[str, PretrainedConfig] = {}
         #: Those that run; without the ones whose logits come from a cache.
         self.models: dict[str, PreTrainedModel] = {}
         self._cached: dict[str, CachedLogits] = {}
         self._captures: dict[str, FeatureCapture] = {}
+
+    def of(self, loss: str) -> list[str]:
+        """The teachers that a loss learns from: one alone, or all together."""
+        return [self.loss_teachers[loss]] if loss in self.loss_teachers else list(self.sources)
 
     def load_configs(self) -> None:
         """What is known of the teachers without their weights."""
@@ -92,15 +100,62 @@ class Teachers:
             found[name] = cached(batch["index"], own["attention_mask"])
         return {**batch, "cached": found}
 
-    @torch.no_grad()  # not inference_mode: its tensors break the backward pass of a projection
-    def features(self, name: str, batch: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> Features:
-        """What one teacher gives for a batch, where the student reads the same.
+    def loss_inputs(
+        self,
+        losses: Sequence[str],
+        student: Features,
+        batch: Mapping[str, Any],
+        inputs: Mapping[str, Tensor],
+        temperature: float,
+        place: tuple[int, int],
+    ) -> dict[str, LossInputs]:
+        """What each loss may look at, by its name; every teacher runs once at most.
 
         Args:
-            name: The teacher.
+            losses: Their names.
+            student: The student's features.
             batch: From :meth:`add_cached`.
             inputs: The student's inputs, which are those of a teacher that reads the same vocabulary.
+            temperature: Above 0.
+            place: The epoch and the batch's number in it.
         """
+        together = tuple(self.ensemble.asked(list(self.sources), *place))
+        among = {loss: tuple(self.of(loss)) if loss in self.loss_teachers else together for loss in losses}
+        names = dict.fromkeys(name for each in among.values() for name in each)
+        features = {name: self._features(name, batch, inputs) for name in names}
+        logit_masks, hard_labels = self.task.logit_masks(batch), self.task.hard_labels(batch)
+        class_masks = self.task.class_masks(batch)
+        found: dict[tuple[str, ...], LossInputs] = {}
+        for each in dict.fromkeys(among.values()):
+            own = batch.get("teachers", {}).get(each[0]) if len(each) == 1 else None
+            token_mask, teacher_token_mask = self.task.token_masks(batch, own)
+            teacher = features[each[0]]
+            if len(each) > 1:
+                logits = {
+                    key: self.ensemble(
+                        {name: features[name].logits[key] for name in each},
+                        temperature,
+                        hard_labels.get(key),
+                        class_masks.get(key),
+                    )
+                    for key in teacher.logits
+                }
+                teacher = Features(logits)
+            found[each] = LossInputs(
+                student=student,
+                teacher=teacher,
+                token_mask=token_mask,
+                teacher_token_mask=teacher_token_mask,
+                logit_masks=logit_masks,
+                temperature=temperature,
+                hard_labels=hard_labels,
+                class_masks=class_masks,
+            )
+        return {loss: found[each] for loss, each in among.items()}
+
+    @torch.no_grad()  # not inference_mode: its tensors break the backward pass of a projection
+    def _features(self, name: str, batch: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> Features:
+        """What one teacher gives for a batch, where the student reads the same."""
         own = batch.get("teachers", {}).get(name)
         if name in self._cached:
             features = Features(batch["cached"][name])
@@ -113,23 +168,3 @@ class Teachers:
         if self.task.transfers_tokens:
             states = {layer: self.task.transfer("hidden_states", v, own, batch) for layer, v in states.items()}
         return Features(logits, states)
-
-    def together(self, each: Mapping[str, Features], batch: Mapping[str, Any], temperature: float) -> Features:
-        """Several teachers as one: their logits alone.
-
-        Args:
-            each: By name, the features of those that were asked.
-            batch: With the labels.
-            temperature: Above 0.
-        """
-        features = list(each.values())
-        if len(features) == 1:
-            return features[0]
-        labels, masks = self.task.hard_labels(batch), self.task.class_masks(batch)
-        logits = {
-            key: self.ensemble(
-                {n: f.logits[key] for n, f in each.items()}, temperature, labels.get(key), masks.get(key)
-            )
-            for key in features[0].logits
-        }
-        return Features(logits)

@@ -182,6 +182,7 @@ class CompressionTrainer(L.Trainer):
         if keep_layers is not None:
             smaller, layers = keep(trained, keep_layers), keep_layers
         if shape != Shape():
+            rank_zero_info(f"Measuring what matters on {importance_batches} training batches")
             scores = importance(trained, task, data.calibration_batches(importance_batches))
             smaller = narrow(smaller, shape, scores.of_layers(layers))
         tokenizer = data.read_tokenizer("student", source)
@@ -203,6 +204,7 @@ class CompressionTrainer(L.Trainer):
                 rank_zero_info(f"{split}: {compare(tokenizer, reduced, _texts(data, split))}")
         again.tokenizer_source = str(folder)
         again.setup("validate")
+        rank_zero_info(f"Measuring both on the {data.validation_splits[0]} split")
         measured = {"before": (trained, data), "after": (freeze(smaller), again)}
         titles = {f"{when}: {_score(m, task, rows)}": parts_of(m) for when, (m, rows) in measured.items()}
         Console().print(table_of(titles))

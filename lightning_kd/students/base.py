@@ -160,6 +160,7 @@ class _Classifier(Student):
     """An encoder, dropout and a linear layer."""
 
     encoder_class: ClassVar[type[Encoder]]
+    output_class: ClassVar[Any]
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -168,9 +169,9 @@ class _Classifier(Student):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
-
-class SequenceClassifier(_Classifier):
-    """One set of logits a row, from what the encoder pools."""
+    def read(self, states: Tensor, mask: Tensor) -> Tensor:
+        """What is classified of the last layer's states ``(B, L, H)`` and the mask ``(B, L)``."""
+        raise NotImplementedError
 
     def forward(
         self,
@@ -179,30 +180,28 @@ class SequenceClassifier(_Classifier):
         token_type_ids: Tensor | None = None,
         output_hidden_states: bool | list[int] = False,
         return_dict: bool | None = None,
-    ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
-        """Logits ``(B, num_labels)``; the arguments are those of :meth:`Encoder.forward`."""
+    ) -> Any:
+        """Logits, and hidden states if asked for; the arguments are those of :meth:`Encoder.forward`."""
         encoded = self.encoder(input_ids, attention_mask, None, output_hidden_states, return_dict=True)
-        pooled = self.encoder.pool(encoded.last_hidden_state, _mask(input_ids, attention_mask))
-        output = SequenceClassifierOutput(
-            logits=self.classifier(self.dropout(pooled)), hidden_states=encoded.hidden_states
-        )
+        read = self.read(encoded.last_hidden_state, _mask(input_ids, attention_mask))
+        logits = self.classifier(self.dropout(read))
+        output = self.output_class(logits=logits, hidden_states=encoded.hidden_states)
         return output if self._returns_names(return_dict) else output.to_tuple()
+
+
+class SequenceClassifier(_Classifier):
+    """Logits ``(B, num_labels)``, from what the encoder pools."""
+
+    output_class = SequenceClassifierOutput
+
+    def read(self, states: Tensor, mask: Tensor) -> Tensor:
+        return self.encoder.pool(states, mask)
 
 
 class TokenClassifier(_Classifier):
-    """One set of logits a token."""
+    """Logits ``(B, L, num_labels)``, of each token."""
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        output_hidden_states: bool | list[int] = False,
-        return_dict: bool | None = None,
-    ) -> TokenClassifierOutput | tuple[Tensor, ...]:
-        """Logits ``(B, L, num_labels)``; the arguments are those of :meth:`Encoder.forward`."""
-        encoded = self.encoder(input_ids, attention_mask, None, output_hidden_states, return_dict=True)
-        output = TokenClassifierOutput(
-            logits=self.classifier(self.dropout(encoded.last_hidden_state)), hidden_states=encoded.hidden_states
-        )
-        return output if self._returns_names(return_dict) else output.to_tuple()
+    output_class = TokenClassifierOutput
+
+    def read(self, states: Tensor, mask: Tensor) -> Tensor:
+        return states

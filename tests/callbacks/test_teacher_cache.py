@@ -128,7 +128,7 @@ def test_cached_and_live_teacher_give_the_same_losses(
     def run(*callbacks: L.Callback) -> tuple[list[float], DistillationModule, int]:
         losses, calls = Losses(), Calls()
         module, data = problem(kind)
-        trainer = make_trainer(max_epochs=3, limit_val_batches=0, callbacks=[losses, calls, *callbacks])
+        trainer = make_trainer(max_epochs=3, limit_val_batches=0, callbacks=[losses, *callbacks, calls])
         trainer.fit(module, datamodule=data)
         return losses.values, module, calls.count["teacher"]
 
