@@ -99,7 +99,10 @@ def _concatenate(parts: Sequence[Tensor]) -> Tensor:
 def time_interleaved(
     forwards: Mapping[str, Forward], batches: Mapping[str, Sequence[Mapping[str, Tensor]]], rounds: int, threads: int
 ) -> dict[str, np.ndarray]:
-    """Seconds of each model on each batch, all models in turn on the same batch, so that drift hits all alike.
+    """Seconds of each model on each batch, all models in turn, so that drift hits all alike.
+
+    On one thread they take turns on each batch. On more each runs all batches before the next one does: threads go on
+    spinning for a while after their work, and would keep the next model from the cores.
 
     Args:
         forwards: The models by name; those with threads of their own were opened with as many.
@@ -112,14 +115,20 @@ def time_interleaved(
         By name, ``(rounds * batches,)``; entry ``i`` of all models was measured on the same batch.
     """
     seconds: dict[str, list[float]] = {name: [] for name in forwards}
+    numbers = range(min(len(batches[name]) for name in forwards))
+    if threads == 1:
+        turns = [(name, number) for number in numbers for name in forwards]
+    else:
+        turns = [(name, number) for name in forwards for number in numbers]
     with _torch_threads(threads):
         for round_ in range(rounds + 1):
-            for each in zip(*(batches[name] for name in forwards), strict=True):
-                for (name, forward), batch in zip(forwards.items(), each, strict=True):
-                    start = time.perf_counter()
-                    forward(batch)
-                    if round_:  # the first warms up
-                        seconds[name].append(time.perf_counter() - start)
+            for name, number in turns:
+                if threads > 1 and number == 0:
+                    forwards[name](batches[name][0])  # while the last model's threads come to rest
+                start = time.perf_counter()
+                forwards[name](batches[name][number])
+                if round_:  # the first warms up
+                    seconds[name].append(time.perf_counter() - start)
     return {name: np.asarray(values) for name, values in seconds.items()}
 
 

@@ -428,6 +428,35 @@ def test_the_traceback_can_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         main(arguments(tmp_path, "fit", {"student": from_scratch(1), "temperature": 0}))
 
 
+@pytest.mark.parametrize(("typed", "near"), [("descibe", " Did you mean `describe`?"), ("xyzzy", "")])
+def test_there_is_no_such_subcommand(typed: str, near: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Stops the subcommand that Lightning does not know from being left out of those that there are."""
+    with pytest.raises(SystemExit):
+        main([typed])
+    said = capsys.readouterr().err
+    names = "fit, validate, test, predict, analyze, prune, describe"
+    assert said.startswith(f"error: There is no subcommand `{typed}`.{near} There are {names}. See `")
+
+
+def test_a_teacher_runs_once_nothing_can_be_refused_any_more(
+    teacher: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stops an error that is known at the start from coming after a pass of the teacher over all rows."""
+    pytest.importorskip("torchao", reason="needs the extra torchao")
+    quantizer = {"class_path": "lightning_kd.quantization.TorchAO", "init_args": {"weights": "int4", "group_size": 10}}
+    quantization = {"class_path": QUANTIZATION["class_path"], "init_args": {"quantizer": quantizer}}
+    cache = {"class_path": "lightning_kd.callbacks.TeacherCache"}
+    model = {
+        "student": from_scratch(1),
+        "teachers": {"big": {"path": str(teacher.root / "student")}},
+        "losses": soft(),
+    }
+    with pytest.raises(SystemExit):
+        main(arguments(tmp_path, "fit", model, callbacks=[cache, quantization]))
+    assert "Expected argument `group_size` to be a divisor of" in capsys.readouterr().err
+    assert not (tmp_path / "teacher_cache").exists()
+
+
 @pytest.mark.parametrize("subcommand", ["fit", "predict"])
 def test_help_needs_no_network(
     subcommand: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
