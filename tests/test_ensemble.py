@@ -97,6 +97,7 @@ def test_one_teacher_is_drawn_for_each_batch() -> None:
     drawn = [ensemble.asked(["a", "b"], epoch, batch) for epoch in range(20) for batch in range(50)]
     assert all(len(names) == 1 for names in drawn)
     assert Counter(name for names in drawn for name in names)["a"] == pytest.approx(750, abs=50)
+    assert drawn[:50] != drawn[50:100], "or a teacher would see the same batches in every epoch"
     assert drawn[50:] == [ensemble.asked(["a", "b"], epoch, batch) for epoch in range(1, 20) for batch in range(50)]
     assert drawn != [Ensemble("draw", {"a": 3.0}, seed=1).asked(["a", "b"], e, b) for e in range(20) for b in range(50)]
 

@@ -238,16 +238,25 @@ def test_stale_cache_is_noticed(
     assert message in str(caught.value) and not losses.values
 
 
-def test_other_storage_is_noticed(problem: Make, make_trainer: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("cache", "trainer", "message"),
+    [
+        ({"dtype": "float32"}, {}, "were computed with another dtype: delete"),
+        ({"top_k": 1}, {}, "were computed with another top_k: delete"),
+        ({}, {"precision": "bf16-mixed"}, "were computed with another trainer.precision: delete"),
+    ],
+)
+def test_other_precision_is_noticed(
+    cache: dict[str, Any], trainer: dict[str, Any], message: str, problem: Make, make_trainer: Make, tmp_path: Path
+) -> None:
     """Stops a run that asks for full precision from training on half."""
-    for dtype in ("float16", "float32"):
-        module, data = problem("texts")
-        trainer = make_trainer(limit_val_batches=0, callbacks=[TeacherCache(str(tmp_path / "cache"), dtype=dtype)])
-        if dtype == "float16":
-            trainer.fit(module, datamodule=data)
-            continue
-        with pytest.raises(InputError, match="another dtype"):
-            trainer.fit(module, datamodule=data)
+    path = str(tmp_path / "cache")
+    module, data = problem("texts")
+    make_trainer(limit_val_batches=0, callbacks=[TeacherCache(path)]).fit(module, datamodule=data)
+    module, data = problem("texts")
+    with pytest.raises(InputError) as caught:
+        make_trainer(callbacks=[TeacherCache(path, **cache)], **trainer).fit(module, datamodule=data)
+    assert message in str(caught.value)
 
 
 def test_interrupted_computation_goes_on(
