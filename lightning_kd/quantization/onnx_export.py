@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,15 +25,15 @@ __all__ = ["WEIGHTED", "export", "float_nodes", "forget_source", "quiet"]
 #: ``LSTM``.
 WEIGHTED = ["MatMul", "Gemm", "Gather", "LSTM"]
 _SCOPES = "pkg.torch.onnx.name_scopes"
+#: The first version of ONNX's operators in which attention is one of them; 21 is the first with 4-bit tensors.
+_OPSET = 23
 
 
-def export(model: PreTrainedModel, path: Path, opset: int | None = None) -> None:
-    """Write a model's float graph, batch and length open.
+def export(model: PreTrainedModel) -> Any:
+    """A model's float graph as onnx's ``ModelProto``, batch and length open.
 
     Args:
         model: The model; it is not changed.
-        path: The file.
-        opset: The version of ONNX's operators; the exporter's own unless given.
     """
     example = example_inputs(model)
     traced = copy.deepcopy(model).eval()
@@ -44,18 +43,34 @@ def export(model: PreTrainedModel, path: Path, opset: int | None = None) -> None
     outputs = logit_outputs(traced, example)
     traced.config.return_dict = False
     batch, length = torch.export.Dim("batch", min=1), torch.export.Dim("length", min=2)
-    torch.onnx.export(
+    program: Any = torch.onnx.export(
         traced,
         (),
-        path,
         kwargs=example,
         output_names=outputs,
-        opset_version=opset,
+        opset_version=_OPSET,
         dynamic_shapes={name: {0: batch, 1: length} for name in example},
         dynamo=True,
-        external_data=False,
         verbose=False,
     )
+    exported = program.model_proto
+    _sums_before_norms(exported.graph)
+    return exported
+
+
+def _sums_before_norms(graph: Any) -> None:
+    """Write what a layer adds to its input as ``Sum``, which is ``Add`` for any number of inputs.
+
+    ONNX Runtime makes one node of ``Add`` and ``LayerNormalization``, which takes six times as long as the two: a
+    quarter of a MiniLM's time in int8.
+    """
+    weights = {tensor.name for tensor in graph.initializer}
+    makers = {output: node for node in graph.node for output in node.output}
+    for node in graph.node:
+        if node.op_type == "LayerNormalization":
+            added = makers.get(node.input[0])
+            if added is not None and added.op_type == "Add" and not weights.intersection(added.input):
+                added.op_type = "Sum"
 
 
 def _is_plain(module: nn.Module) -> bool:

@@ -137,8 +137,7 @@ class ONNXRuntimeInt8(_ONNXRuntime):
 
         with tempfile.TemporaryDirectory() as scratch, quiet():
             graph = Path(scratch) / "float.onnx"
-            export(model, graph)
-            exact = onnx.load(graph)
+            exact = export(model)
             in_float = float_nodes(exact.graph, keep_float)
             forget_source(exact.graph)
             onnx.save(exact, graph)
@@ -252,12 +251,10 @@ class ONNXRuntimeInt4(_ONNXRuntime):
         self.check_model(model)
         import onnx
 
-        with tempfile.TemporaryDirectory() as scratch, quiet():
+        with quiet():
             from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-            path = Path(scratch) / "float.onnx"
-            export(model, path, opset=21)  # the first that has 4-bit tensors
-            graph = onnx.load(path)
+            graph = export(model)
             in_float = float_nodes(graph.graph, keep_float)
             forget_source(graph.graph)
             _gemms_to_products(graph.graph, in_float)
