@@ -1,0 +1,113 @@
+"""What only a GPU shows: models, data and losses on one device, half precision, no waiting for the device."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from lightning_kd import DistillationModule, ModelSource, Runner
+from lightning_kd.callbacks import CompressionReport, QuantizationCallback, StudentExport, TeacherCache
+from lightning_kd.losses import HiddenStateMSE, LayerMap, SoftTargetKL
+from lightning_kd.quantization import DynamicInt8
+from tests.losses.test_in_training import MAKERS, SAME_HEADS, Steps, train
+
+__all__ = ["train"]  # a fixture
+
+Make = Callable[..., Any]
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture
+def losses_of(distillation: Make, glue: Make, make_trainer: Make) -> Make:
+    """The losses of an epoch: ``losses_of(accelerator, callbacks, **trainer)``; nothing in it is drawn by the device."""
+
+    def run(accelerator: str, *callbacks: L.Callback, dtype: str = "float32", **options: Any) -> list[float]:
+        teacher = distillation().teacher_sources["teacher"]
+        module = distillation(teachers={"teacher": ModelSource(teacher.path, dtype=dtype)})
+        steps = Steps()
+        trainer = make_trainer(
+            callbacks=[steps, *callbacks], accelerator=accelerator, limit_val_batches=0, max_epochs=2, **options
+        )
+        trainer.fit(module, datamodule=glue())
+        return steps.losses
+
+    return run
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_losses_are_those_of_the_cpu(precision: str, losses_of: Make) -> None:
+    """Stops a tensor from being left on another device, and half precision from reaching a softmax."""
+    exact = losses_of("cpu")
+    found = losses_of("gpu", precision=precision)
+    assert len(found) == 6 and found == pytest.approx(exact, rel=1e-3 if precision == "32-true" else 0.05)
+
+
+def test_a_teacher_keeps_its_own_dtype(losses_of: Make) -> None:
+    """Stops a teacher in half precision from meeting a student in full precision unconverted."""
+    assert losses_of("gpu", dtype="bfloat16") == pytest.approx(losses_of("gpu"), rel=0.05)
+
+
+def test_cached_losses_are_the_live_ones(losses_of: Make, tmp_path: Path) -> None:
+    """Stops a cache from staying on the CPU, or from being computed by another device's batches."""
+    cache = TeacherCache(str(tmp_path / "cache"), dtype="float32")
+    assert losses_of("gpu", cache) == pytest.approx(losses_of("gpu"), rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("name", MAKERS)
+def test_every_loss_trains(name: str, precision: str, train: Make) -> None:  # noqa: F811
+    """Stops an index on the CPU, and an overflow in 16 bits."""
+    if name == "BERTEMD":
+        pytest.importorskip("scipy", reason="needs the extra emd")
+    module, steps = train(
+        {"term": MAKERS[name]()}, 2 if name in SAME_HEADS else 4, precision=precision, accelerator="gpu"
+    )
+    assert len(steps.losses) == 3 and all(0 <= loss < float("inf") for loss in steps.losses)
+    assert all(p.isfinite().all() for p in module.parameters())
+
+
+class _Watch(L.Callback):
+    """Has CUDA report each wait for the device from the first batch to the last."""
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        torch.cuda.set_sync_debug_mode("warn")
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.fixture
+def _reset() -> Iterator[None]:
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.usefixtures("_reset")
+def test_no_step_waits_for_the_device(distillation: Make, glue: Make, make_trainer: Make) -> None:
+    """Stops an ``item()`` or a copy to the CPU in a step that logs nothing: the device would idle in every step."""
+    terms = {"soft": SoftTargetKL(), "hidden": HiddenStateMSE(LayerMap("uniform"))}
+    trainer = make_trainer(callbacks=[_Watch()], accelerator="gpu", limit_val_batches=0, log_every_n_steps=100)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(distillation(losses=terms), datamodule=glue())
+    waits = [f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
+    assert not waits
+
+
+def test_a_run_leaves_an_int8_model_for_the_cpu(distillation: Make, glue: Make, make_trainer: Make) -> None:
+    """Stops fit end from quantizing, timing or saving tensors of the GPU."""
+    callbacks = [StudentExport(), QuantizationCallback(DynamicInt8()), CompressionReport()]
+    trainer = make_trainer(callbacks=callbacks, accelerator="gpu")
+    module: DistillationModule = distillation()
+    trainer.fit(module, datamodule=glue())
+    root = Path(trainer.default_root_dir)
+    assert (root / "report.json").is_file()
+    found = [Runner.open(root / name).predict(["ba be", "di do du"]) for name in ("student", "int8")]
+    assert [len(answers) for answers in found] == [2, 2]
