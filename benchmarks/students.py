@@ -43,7 +43,7 @@ class Setting:
 
 SETS = {
     "sst2": Setting(
-        "nyu-mll/glue", "glue", "accuracy", 6000, 16384, 3, {"3 layers": 2, "narrow": 4, "BiGRU": 4, "CNN": 4}
+        "nyu-mll/glue", "glue", "accuracy", 6000, 16384, 3, {"3 layers": 2, "narrow": 3, "BiGRU": 4, "CNN": 4}
     ),
     "conll2003": Setting(
         "eriktks/conll2003", "conll2003", "f1", 2000, None, 4, {"3 layers": 4, "narrow": 4, "BiGRU": 8, "CNN": 8}
@@ -131,11 +131,16 @@ def measure(name: str, options: Any, out: Path, pool: ThreadPoolExecutor) -> lis
     done = {}
     for student, arm, more in arms:
         config, own = known[student]
+        callbacks = []
+        if arm != "none" and options.jobs == 1:  # two runs at a time would write the same cache
+            cache = {"path": str(out / name / f"cache_{arm}"), "dtype": "float32"}
+            callbacks = [{"class_path": "lightning_kd.callbacks.TeacherCache", "init_args": cache}]
         done[student, arm] = [
             pool.submit(
                 run,
                 config,
                 out / name / f"{student}_{arm}_{seed}".replace(" ", "_"),
+                callbacks,
                 **epochs(about.epochs[student]),
                 **own,
                 **more,
