@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 
 @pytest.fixture
 def losses_of(distillation: Make, glue: Make, make_trainer: Make) -> Make:
-    """The losses of an epoch: ``losses_of(accelerator, callbacks, **trainer)``; nothing in it is drawn by the device."""
+    """The losses of an epoch: ``losses_of(accelerator, callbacks, **trainer)``, drawn by no device."""
 
     def run(accelerator: str, *callbacks: L.Callback, dtype: str = "float32", **options: Any) -> list[float]:
         teacher = distillation().teacher_sources["teacher"]
@@ -62,7 +62,7 @@ def test_cached_losses_are_the_live_ones(losses_of: Make, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 @pytest.mark.parametrize("name", MAKERS)
-def test_every_loss_trains(name: str, precision: str, train: Make) -> None:  # noqa: F811
+def test_every_loss_trains(name: str, precision: str, train: Make) -> None:
     """Stops an index on the CPU, and an overflow in 16 bits."""
     if name == "BERTEMD":
         pytest.importorskip("scipy", reason="needs the extra emd")
