@@ -123,7 +123,7 @@ def share_encoder(models: Sequence[PreTrainedModel]) -> list[str]:
 
     Example:
         >>> from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, BertConfig
-        >>> shape = BertConfig(64, 8, 1, 2, 16)
+        >>> shape = BertConfig(vocab_size=64, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
         >>> kinds = AutoModelForSequenceClassification, AutoModelForQuestionAnswering
         >>> models = [kind.from_config(shape) for kind in kinds]
         >>> len(share_encoder(models))
