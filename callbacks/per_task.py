@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import BasePredictionWriter
 
 from lightning_kd._checks import InputError, expected, nearest
 from lightning_kd.callbacks.theseus import Theseus
@@ -74,6 +75,13 @@ class PerTask(L.Callback):
             if state and (each := self.for_task(task)) is not None:
                 each.load_state_dict(state)
 
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if isinstance(self.callback, BasePredictionWriter) and not trainer.predict_loop.return_predictions:
+            kind = type(self.callback).__name__
+            raise InputError(f"PerTask({kind}(...)) needs the predictions: leave return_predictions=False out.")
+        for _, each, view, one in self._each(trainer, pl_module):
+            each.on_predict_start(view, one)
+
     def _each(self, trainer: L.Trainer, module: L.LightningModule) -> Iterator[tuple[str, L.Callback, Any, Any]]:
         """Name, copy, trainer and module of each task."""
         if not isinstance(module, MultiTaskModule):
@@ -106,5 +114,5 @@ def _of_its_batches(hook: str) -> Any:
     return call
 
 
-for _hook in _HOOKS:
+for _hook in (name for name in _HOOKS if name not in vars(PerTask)):
     setattr(PerTask, _hook, (_of_its_batches if _hook.startswith("on_train_batch") else _passed_on)(_hook))

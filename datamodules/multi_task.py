@@ -158,7 +158,8 @@ class MultiTaskDataModule(L.LightningDataModule):
         own = [one.load_tokenizer() for one in self.tasks.values()]
         if not all(isinstance(tokenizer, BertTokenizerFast) for tokenizer in own):
             return
-        special = own[0].all_special_tokens
+        numbers = own[0].get_vocab()
+        special = sorted(own[0].all_special_tokens, key=lambda token: numbers[token])  # padding is number 0
         tokens = {token for tokenizer in own for token in tokenizer.get_vocab()} - set(special)
         tokenizer = BertTokenizerFast(vocab={token: i for i, token in enumerate([*special, *sorted(tokens)])})
         for one in self.tasks.values():

@@ -180,6 +180,9 @@ class _OneTask(DistillationModule):
         self.logged: dict[str, Any] = {}
         self._log_in_whole = whole.log_dict  # a method: the whole is no submodule of its part
 
+    def save_hyperparameters(self, *args: Any, **kwargs: Any) -> None:
+        """Those of the whole are saved."""
+
     def log_dict(self, dictionary: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """Log ``val/f1`` of this task as ``val/<task>/f1``."""
         self.logged.update(dictionary)
@@ -271,7 +274,8 @@ class MultiTaskModule(L.LightningModule):
     # ---------------------------------------------------------------------------------------------- building
 
     def configure_callbacks(self) -> list[L.Callback]:
-        """Refuse callbacks that need the module of one task; there are none to add."""
+        """Refuse what does not fit, before anything is set up: other names, callbacks of one task. None are added."""
+        self._check_names(getattr(self.trainer.datamodule, "tasks", None))  # type: ignore[attr-defined]  # the trainer's
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # set by the trainer
             if is_for_one_task(callback):
                 kind = type(callback).__name__
@@ -282,7 +286,6 @@ class MultiTaskModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Load every task's student and teachers, and have the students share their encoder."""
-        self._check_names(getattr(self.trainer.datamodule, "tasks", None))  # type: ignore[attr-defined]  # the trainer's
         for one in self._each():
             one.trainer = cast(L.Trainer, TaskTrainer(self.trainer, one.name))
             with _named(one.name):
