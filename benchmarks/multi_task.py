@@ -80,7 +80,8 @@ def main() -> None:
     config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
     config["model"]["student"]["path"] = options.encoder
     for data in config["data"]["init_args"]["tasks"].values():
-        data["init_args"] |= {"path": options.data, **({"max_train_rows": 64} if options.quick else {})}
+        few = {"max_train_rows": 64, "holdout_size": 64} if options.quick else {}
+        data["init_args"] |= {"path": options.data, **few}
     keep = {
         "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
         "init_args": {"monitor": "val/mean", "mode": "max"},

@@ -19,6 +19,7 @@ LAYERS: dict[str, float] = {
     "models": 1,
     "students": 1,
     "optim": 1,
+    "sharing": 1,
     "tasks": 1,
     "ensemble": 1,
     "logit_cache": 1.5,

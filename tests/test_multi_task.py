@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -29,8 +30,8 @@ from lightning_kd.datamodules import (
     SyntheticQADataModule,
 )
 from lightning_kd.losses import FeatureMatch, HiddenStateMSE, SoftTargetKL
-from lightning_kd.multi_task import share_encoder
 from lightning_kd.schedules import Linear
+from lightning_kd.sharing import share_encoder
 from lightning_kd.tasks import QuestionAnswering, SequenceClassification, TokenClassification
 
 Make = Callable[..., Any]
@@ -109,6 +110,28 @@ def test_parameters_of_the_encoder_are_the_same_objects() -> None:
         for name in encoder:
             assert model.get_parameter(name) is models[0].get_parameter(name)
     assert others[0].bert.pooler.dense.weight is not models[0].bert.pooler.dense.weight
+
+
+@pytest.mark.parametrize("model_type", ["rnn", "cnn", "albert", "electra", "distilbert"])
+def test_encoders_of_all_kinds_compute_with_what_is_shared(model_type: str, tiny_model: Make) -> None:
+    """Stops a layer that keeps its weights in a list of its own, as an LSTM does, from computing with the old ones."""
+    if model_type in ("rnn", "cnn"):
+        config = AutoConfig.for_model(model_type, vocab_size=40, hidden_size=16)
+    else:
+        config = AutoConfig.from_pretrained(tiny_model(model_type))
+    kinds = (AutoModelForSequenceClassification, AutoModelForTokenClassification)
+    one, two = models = [kind.from_config(config).eval() for kind in kinds]
+    ids = torch.arange(6).reshape(1, 6)
+    before = [model.base_model(input_ids=ids, attention_mask=ids + 1)[0] for model in models]
+    assert not before[0].equal(before[1])
+    share_encoder(models)
+    with torch.no_grad():
+        for p in one.base_model.parameters():
+            p.mul_(1.5)
+    after = [model.base_model(input_ids=ids, attention_mask=ids + 1)[0] for model in models]
+    assert after[0].equal(after[1]) and not after[0].equal(before[0])
+    shared = sum({id(p): p.numel() for p in [*one.parameters(), *two.parameters()]}.values())
+    assert shared < 1.6 * one.num_parameters()
 
 
 def test_encoders_of_other_shapes_are_refused() -> None:
