@@ -68,11 +68,11 @@ class PerTask(L.Callback):
         return self._copies[task]
 
     def state_dict(self) -> dict[str, Any]:
-        return {task: each.state_dict() for task, each in self._copies.items()}
+        return {task: state for task, each in self._copies.items() if (state := each.state_dict())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for task, state in state_dict.items():
-            if state and (each := self.for_task(task)) is not None:
+            if (each := self.for_task(task)) is not None:
                 each.load_state_dict(state)
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
