@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import lightning as L
 import yaml  # type: ignore[import-untyped]  # jsonargparse's
+from jsonargparse import Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from transformers.utils import logging as transformers_logging
 
@@ -114,7 +115,7 @@ def _has_tasks(args: ArgsType) -> bool:
     """Whether arguments, or configurations that they name, give the model tasks: the parser needs to know its class."""
     typed = sys.argv[1:] if args is None else args
     if not isinstance(typed, list):
-        return _gives_tasks(typed)
+        return _gives_tasks(typed.as_dict() if isinstance(typed, Namespace) else typed)
     if any(argument.startswith("--model.tasks") for argument in typed):
         return True
     named = [value for option, value in itertools.pairwise(typed) if option in ("-c", "--config")]
