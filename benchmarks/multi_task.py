@@ -35,7 +35,9 @@ def fit(config: dict[str, Any], folder: Path, *more: str) -> dict[str, Scores]:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "input.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
         arguments = ["fit", f"--config={folder / 'input.yaml'}", f"--trainer.default_root_dir={folder}", *more]
-        done = subprocess.run([sys.executable, "train.py", *arguments], cwd=ROOT, text=True, stderr=subprocess.PIPE)
+        done = subprocess.run(
+            [sys.executable, "train.py", *arguments], cwd=ROOT, text=True, capture_output=True, check=False
+        )
         if done.returncode:
             sys.exit(f"{folder}: {done.stderr.strip().splitlines()[-1]}")
     reports = {task: json.loads((folder / task / "report.json").read_text(encoding="utf-8")) for task in tasks}
