@@ -3,6 +3,7 @@
 from lightning_kd.callbacks.distillation_loss import DistillationLossCallback
 from lightning_kd.callbacks.export import StudentExport
 from lightning_kd.callbacks.null_threshold import NullThreshold
+from lightning_kd.callbacks.per_task import PerTask
 from lightning_kd.callbacks.predictions import GLUESubmission, PredictionWriter
 from lightning_kd.callbacks.quantization import QuantizationCallback
 from lightning_kd.callbacks.report import CompressionReport
@@ -16,6 +17,7 @@ __all__ = [
     "GLUESubmission",
     "LossWeightSchedule",
     "NullThreshold",
+    "PerTask",
     "PredictionWriter",
     "QuantizationCallback",
     "StudentExport",

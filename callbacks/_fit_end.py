@@ -16,7 +16,16 @@ from transformers import PreTrainedModel
 from lightning_kd.models import freeze
 from lightning_kd.module import DistillationModule
 
-__all__ = ["best_student", "callbacks_of", "data_of", "is_trial", "on_rank_zero", "output_path", "write_folder"]
+__all__ = [
+    "best_student",
+    "callbacks_of",
+    "data_of",
+    "is_trial",
+    "on_rank_zero",
+    "output_path",
+    "task_of",
+    "write_folder",
+]
 
 T = TypeVar("T")
 
@@ -50,8 +59,7 @@ def best_student(trainer: L.Trainer, module: DistillationModule) -> PreTrainedMo
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
             state = torch.load(callback.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
-            prefix = "student."
-            model.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+            model.load_state_dict(module.student_state(state))
             break
     return freeze(model)
 
@@ -72,8 +80,18 @@ def callbacks_of(trainer: L.Trainer) -> list[L.Callback]:
 
 
 def output_path(trainer: L.Trainer, given: str | None, default: str) -> Path:
-    """``given``, or ``default`` under the trainer's root folder."""
-    return Path(given) if given is not None else Path(trainer.default_root_dir) / default
+    """``given``, or ``default`` under the trainer's root folder.
+
+    For one task of several it is that task's own folder in there, or its own file beside it.
+    """
+    path = Path(given) if given is not None else Path(trainer.default_root_dir) / default
+    task = task_of(trainer)
+    return path.with_name(f"{path.stem}-{task}{path.suffix}") if task and Path(default).suffix else path / task
+
+
+def task_of(trainer: L.Trainer) -> str:
+    """The name of the task, where the module has several; else an empty one."""
+    return getattr(trainer, "task", "")
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:

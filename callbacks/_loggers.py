@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 __all__ = ["log_report"]
 
 
-def log_report(loggers: Iterable[Logger], report: Report, chart: Path) -> None:
-    """Send the figures to every logger; table and chart to W&B and TensorBoard."""
+def log_report(loggers: Iterable[Logger], report: Report, chart: Path, task: str = "") -> None:
+    """Send the figures to every logger; table and chart to W&B and TensorBoard. Of several tasks, under its name."""
     figures = {}
+    title = f"report/{task}" if task else "report"
     for row in report.rows:
-        prefix = f"report/{row.name}"
+        prefix = f"{title}/{row.name}"
         figures[f"{prefix}/megabytes"] = row.bytes / 1e6
         figures[f"{prefix}/latency_p50_ms"] = row.latency_p50
         for split, metrics in row.metrics.items():
@@ -29,8 +30,8 @@ def log_report(loggers: Iterable[Logger], report: Report, chart: Path) -> None:
         logger.log_metrics(figures)
         if isinstance(logger, WandbLogger):
             header, cells = table(report)
-            logger.log_table("report", columns=header, data=cells)
-            logger.log_image("report_chart", [str(chart)])
+            logger.log_table(title, columns=header, data=cells)
+            logger.log_image(f"{title}_chart", [str(chart)])
         elif isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_text("report", markdown_table(report))
+            logger.experiment.add_text(title, markdown_table(report))
         logger.save()

@@ -20,7 +20,15 @@ from transformers import PreTrainedModel
 
 from lightning_kd._checks import InputError, expected
 from lightning_kd.callbacks._drawing import draw_chart, markdown_table, print_table
-from lightning_kd.callbacks._fit_end import best_student, callbacks_of, data_of, is_trial, on_rank_zero, output_path
+from lightning_kd.callbacks._fit_end import (
+    best_student,
+    callbacks_of,
+    data_of,
+    is_trial,
+    on_rank_zero,
+    output_path,
+    task_of,
+)
 from lightning_kd.callbacks._loggers import log_report
 from lightning_kd.callbacks.export import StudentExport
 from lightning_kd.callbacks.quantization import QuantizationCallback
@@ -191,7 +199,7 @@ class CompressionReport(L.Callback):
         def work() -> None:
             self.report = self._measure(trainer, pl_module)
             write_report(self.report, folder)
-            log_report(trainer.loggers, self.report, folder / "report.png")
+            log_report(trainer.loggers, self.report, folder / "report.png", task_of(trainer))
             print_table(self.report)
 
         on_rank_zero(trainer, work)

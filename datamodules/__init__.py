@@ -2,6 +2,7 @@
 
 from lightning_kd.datamodules.base import TransformerDataModule
 from lightning_kd.datamodules.glue import GLUEDataModule
+from lightning_kd.datamodules.multi_task import MultiTaskDataModule
 from lightning_kd.datamodules.ner import NERDataModule
 from lightning_kd.datamodules.qa import QADataModule
 from lightning_kd.datamodules.running_text import RunningTextDataModule
@@ -12,6 +13,7 @@ from lightning_kd.datamodules.text import TextDataModule
 
 __all__ = [
     "GLUEDataModule",
+    "MultiTaskDataModule",
     "NERDataModule",
     "QADataModule",
     "RunningTextDataModule",

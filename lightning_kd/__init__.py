@@ -15,6 +15,7 @@ for _logger in _TALKATIVE:
 from lightning_kd._checks import InputError  # noqa: E402
 from lightning_kd.models import ModelSource  # noqa: E402
 from lightning_kd.module import DistillationModule  # noqa: E402
+from lightning_kd.multi_task import MultiTaskModule, TaskDistillation  # noqa: E402
 from lightning_kd.runner import Runner  # noqa: E402
 from lightning_kd.students import LSTMConfig, LSTMForCausalLM  # noqa: E402
 
@@ -22,4 +23,13 @@ for _logger in _TALKATIVE:
     _logger.setLevel(logging.NOTSET)
 
 __version__ = "0.1.0"
-__all__ = ["DistillationModule", "InputError", "LSTMConfig", "LSTMForCausalLM", "ModelSource", "Runner"]
+__all__ = [
+    "DistillationModule",
+    "InputError",
+    "LSTMConfig",
+    "LSTMForCausalLM",
+    "ModelSource",
+    "MultiTaskModule",
+    "Runner",
+    "TaskDistillation",
+]

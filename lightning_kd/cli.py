@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
 import re
 import sys
 import warnings
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
+import yaml  # type: ignore[import-untyped]  # jsonargparse's
+from jsonargparse import Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from transformers.utils import logging as transformers_logging
 
 from lightning_kd import describe
 from lightning_kd._checks import InputError, expected, nearest
-from lightning_kd.callbacks import CompressionReport, PredictionWriter, StudentExport, TeacherCache
+from lightning_kd.callbacks import CompressionReport, PerTask, PredictionWriter, StudentExport, TeacherCache
 from lightning_kd.callbacks._fit_end import callbacks_of
 from lightning_kd.models import ModelSource, has_tokenizer, load_config
 from lightning_kd.module import DistillationModule
+from lightning_kd.multi_task import MultiTaskModule, is_for_one_task
 from lightning_kd.trainer import CompressionTrainer
 
 __all__ = ["DistillationCLI", "main"]
@@ -36,12 +42,15 @@ _DESCRIBE = "Without a config: `describe MODEL [MODEL ...]` shows where the para
 class DistillationCLI(LightningCLI):
     """LightningCLI with the module fixed, any data module, and the tokenizer following the student.
 
+    The module is a :class:`MultiTaskModule` where the arguments give the model ``tasks``; its callbacks are then run
+    for each task.
+
     Every logger gets the whole configuration as its hyperparameters.
     """
 
     def __init__(self, args: ArgsType = None) -> None:
         super().__init__(
-            DistillationModule,
+            MultiTaskModule if _has_tasks(args) else DistillationModule,
             L.LightningDataModule,
             subclass_mode_data=True,
             save_config_callback=_LogConfig,
@@ -68,7 +77,10 @@ class DistillationCLI(LightningCLI):
         # The float student is written first: it is there, whatever a quantizer does. Teachers run over all rows last,
         # once whatever can be refused before the first batch has been.
         order = {StudentExport: 0, TeacherCache: 2}
-        callbacks_of(trainer).sort(key=lambda callback: order.get(type(callback), 1))
+        callbacks = callbacks_of(trainer)
+        callbacks.sort(key=lambda one: order.get(type(one.callback if isinstance(one, PerTask) else one), 1))
+        if isinstance(self.model, MultiTaskModule):
+            callbacks[:] = [PerTask(one) if is_for_one_task(one) else one for one in callbacks]
         return trainer
 
     def before_instantiate_classes(self) -> None:
@@ -76,18 +88,52 @@ class DistillationCLI(LightningCLI):
         checkpoint = config.get("ckpt_path")
         if checkpoint is not None and not (checkpoint in _ELSEWHERE or ":" in checkpoint or os.path.exists(checkpoint)):
             raise expected("ckpt_path", "a checkpoint file, best or last", checkpoint, "There is no such file.")
-        options = config.data.init_args
-        if "tokenizer" in options and options.tokenizer is None and config.model.student.path is not None:
-            load_config(ModelSource(**vars(config.model.student)), "model.student")  # or the tokenizer gets the blame
-            options.tokenizer = config.model.student.path
+        tasks, datas = config.model.get("tasks"), config.data.init_args.get("tasks")
+        if tasks is None or datas is None:
+            self._follow(config.data.init_args, config.model.student, config.model.get("teachers"), "model")
+            return
+        for name, data in datas.items():
+            teachers = tasks[name].teachers if name in tasks else {}
+            self._follow(data.init_args, config.model.student, teachers, f"model.tasks.{name}")
+
+    def _follow(self, options: Any, student: Any, teachers: Any, role: str) -> None:
+        """The tokenizers of a data module that are not given are those of the models."""
+        if "tokenizer" in options and options.tokenizer is None and student.path is not None:
+            load_config(ModelSource(**vars(student)), "model.student")  # or the tokenizer gets the blame
+            options.tokenizer = student.path
         elif "tokenizer" in options and options.tokenizer is None:
-            options.tokenizer = config.model.student.embeddings_from  # whose vocabulary it has to be
+            options.tokenizer = student.embeddings_from  # whose vocabulary it has to be
         if self.subcommand == "fit" and "teacher_tokenizers" in options and options.teacher_tokenizers is None:
             options.teacher_tokenizers = {}
-            for name, source in (config.model.teachers or {}).items():
-                load_config(ModelSource(**vars(source)), f"model.teachers.{name}")
+            for name, source in (teachers or {}).items():
+                load_config(ModelSource(**vars(source)), f"{role}.teachers.{name}")
                 if source.path is not None and has_tokenizer(source.path):
                     options.teacher_tokenizers[name] = source.path
+
+
+def _has_tasks(args: ArgsType) -> bool:
+    """Whether arguments, or configurations that they name, give the model tasks: the parser needs to know its class."""
+    typed = sys.argv[1:] if args is None else args
+    if not isinstance(typed, list):
+        return _gives_tasks(typed.as_dict() if isinstance(typed, Namespace) else typed)
+    if any(argument.startswith("--model.tasks") for argument in typed):
+        return True
+    named = [value for option, value in itertools.pairwise(typed) if option in ("-c", "--config")]
+    named += [argument.removeprefix("--config=") for argument in typed if argument.startswith("--config=")]
+    for path in map(Path, named):
+        try:
+            if path.is_file() and _gives_tasks(yaml.safe_load(path.read_text(encoding="utf-8"))):
+                return True
+        except (yaml.YAMLError, UnicodeDecodeError):  # which the parser is to complain of
+            continue
+    return False
+
+
+def _gives_tasks(config: Any) -> bool:
+    """Whether a configuration, or that of its subcommand, has ``model.tasks``."""
+    values = [config, *config.values()] if isinstance(config, Mapping) else []
+    models = [value.get("model") for value in values if isinstance(value, Mapping)]
+    return any(isinstance(model, Mapping) and "tasks" in model for model in models)
 
 
 class _LogConfig(SaveConfigCallback):

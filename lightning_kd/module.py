@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, get_linear_schedule_with_warmup
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from lightning_kd._checks import InputError, check_positive, check_range, expected
 from lightning_kd.compatibility import (
@@ -29,7 +29,7 @@ from lightning_kd.features import FeatureCapture
 from lightning_kd.logit_cache import CachedLogits
 from lightning_kd.losses import DistillationLoss
 from lightning_kd.models import ModelSource, count_parameters, load_config, load_model
-from lightning_kd.optim import AdamW, parameter_groups
+from lightning_kd.optim import AdamW, optimization
 from lightning_kd.outputs import Needs
 from lightning_kd.tasks import SequenceClassification, Task
 from lightning_kd.teachers import OpenCache, Teachers
@@ -355,20 +355,14 @@ class DistillationModule(L.LightningModule):
         return [{"index": i, **r} for i, r in zip(batch["index"].tolist(), records, strict=True)]
 
     def configure_optimizers(self) -> Any:
-        optimizer = self._optimizer(parameter_groups(self))
-        if self._lr_scheduler is not None:
-            scheduler = self._lr_scheduler(optimizer)
-        else:
-            steps = self.trainer.estimated_stepping_batches
-            if not 0 < steps < float("inf"):
-                raise InputError(
-                    "The learning rate falls to 0 over the whole training, so its length must be known: "
-                    "set trainer.max_epochs or trainer.max_steps, or give an lr_scheduler."
-                )
-            scheduler = get_linear_schedule_with_warmup(optimizer, round(self.warmup * steps), int(steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return optimization(self, self.trainer, self._optimizer, self._lr_scheduler, self.warmup)
 
     # ---------------------------------------------------------------------------------------------- checkpoints
+
+    def student_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The student's own state dict, out of that of a checkpoint."""
+        prefix = "student."
+        return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["student_config"] = self.model.config.to_dict()

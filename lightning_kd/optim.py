@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import lightning as L
 import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
+from transformers import get_linear_schedule_with_warmup
 
-__all__ = ["AdamW", "parameter_groups"]
+from lightning_kd._checks import InputError
+
+__all__ = ["AdamW", "optimization", "parameter_groups"]
 
 
 class AdamW(torch.optim.AdamW):
@@ -56,3 +61,36 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
             group["weight_decay"] = 0.0
         groups.append(group)
     return groups
+
+
+def optimization(
+    module: nn.Module,
+    trainer: L.Trainer,
+    optimizer: OptimizerCallable,
+    lr_scheduler: LRSchedulerCallable | None,
+    warmup: float,
+) -> dict[str, Any]:
+    """The optimizer of a module and its learning rate schedule, as ``configure_optimizers`` returns them.
+
+    Args:
+        module: Whose parameters are trained.
+        trainer: Knows how many steps there are.
+        optimizer: Called with parameter groups.
+        lr_scheduler: Called with the optimizer.
+        warmup: Without a scheduler, the share of the steps in which the learning rate rises from 0; it then falls to 0.
+
+    Raises:
+        InputError: Without a scheduler, if the length of the training is not known.
+    """
+    made = optimizer(parameter_groups(module))
+    if lr_scheduler is not None:
+        scheduler: Any = lr_scheduler(made)
+    else:
+        steps = trainer.estimated_stepping_batches
+        if not 0 < steps < float("inf"):
+            raise InputError(
+                "The learning rate falls to 0 over the whole training, so its length must be known: "
+                "set trainer.max_epochs or trainer.max_steps, or give an lr_scheduler."
+            )
+        scheduler = get_linear_schedule_with_warmup(made, round(warmup * steps), int(steps))
+    return {"optimizer": made, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -213,7 +213,7 @@ class CompressionTrainer(L.Trainer):
 
 def _check_data(datamodule: L.LightningDataModule, subcommand: str) -> None:
     if not hasattr(datamodule, "evaluation_batches"):
-        raise InputError(f"`{subcommand}` needs a data module of lightning_kd.datamodules.")
+        raise InputError(f"`{subcommand}` needs a data module of lightning_kd.datamodules, of one task.")
 
 
 def _texts(data: Any, split: str) -> list[str]:
