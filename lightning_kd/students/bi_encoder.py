@@ -16,7 +16,6 @@ from transformers import (
     AutoModelForSequenceClassification,
     PretrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 
@@ -25,6 +24,8 @@ from lightning_kd._checks import InputError, expected
 __all__ = ["BiEncoderConfig", "BiEncoderForSequenceClassification", "BiEncoderModel", "pool_texts", "split_pairs"]
 
 _Pooling = Literal["mean", "cls", "max"]
+#: The folder that sentence-transformers looks for the pooling in.
+_POOLING = "1_Pooling"
 
 
 def _of_encoder(name: str) -> Any:
@@ -216,6 +217,7 @@ class BiEncoderModel(_BiEncoder):
             transformer.pooler = None
         self.transformer = transformer
         self.config.encoder = transformer.config
+        self.config.encoder._name_or_path = ""  # or every exported folder would name this machine's
 
     def forward(
         self,
@@ -249,30 +251,26 @@ class BiEncoderModel(_BiEncoder):
         )
         return output if self._returns_names(return_dict) else output.to_tuple()
 
-    def save_sentence_encoder(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    def save_sentence_encoder(self, folder: Path, max_length: int = 128) -> None:
         """Write the encoder alone, as a plain transformers folder that sentence-transformers opens, too.
 
         Args:
-            folder: An existing folder.
-            tokenizer: The model's; its ``model_max_length`` is the longest text that is read.
+            folder: An existing folder; the tokenizer in it is the caller's.
+            max_length: Longest text in tokens.
         """
         self.transformer.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        modes = {"mean": "mean_tokens", "cls": "cls_token", "max": "max_tokens"}
+        modes = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens"}
         pooling = {f"pooling_mode_{mode}": name == self.config.pooling for name, mode in modes.items()}
-        parts = [("0", "", "Transformer"), ("1", "1_Pooling", "Pooling")]
-        (folder / "1_Pooling").mkdir()
-        for file, content in (
-            (
-                "modules.json",
-                [
-                    {"idx": int(name), "name": name, "path": path, "type": f"sentence_transformers.models.{kind}"}
-                    for name, path, kind in parts
-                ],
-            ),
-            ("sentence_bert_config.json", {"max_seq_length": tokenizer.model_max_length, "do_lower_case": False}),
-            ("1_Pooling/config.json", {"word_embedding_dimension": self.config.hidden_size, **pooling}),
-        ):
+        modules = [
+            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for i, (path, kind) in enumerate([("", "Transformer"), (_POOLING, "Pooling")])
+        ]
+        (folder / _POOLING).mkdir()
+        for file, content in {
+            "modules.json": modules,
+            "sentence_bert_config.json": {"max_seq_length": max_length, "do_lower_case": False},
+            f"{_POOLING}/config.json": {"word_embedding_dimension": self.config.hidden_size, **pooling},
+        }.items():
             (folder / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
