@@ -127,7 +127,8 @@ def split_pairs(
     if _is_traced():
         return texts, mask, places
     longest = int(mask.sum(-1).max())
-    return texts[:, :longest], mask[:, :longest], places.clamp(max=longest - 1)
+    # torch's int8 embeddings read nothing but contiguous tokens
+    return texts[:, :longest].contiguous(), mask[:, :longest], places.clamp(max=longest - 1)
 
 
 def _is_traced() -> bool:
@@ -207,6 +208,7 @@ class BiEncoderModel(_BiEncoder):
         attention = config._attn_implementation
         dtype = torch.get_default_dtype()
         self.transformer = AutoModel.from_config(config.encoder, attn_implementation=attention, dtype=dtype)
+        self._has_types = getattr(config.encoder, "type_vocab_size", 0) > 0
         self.pool = _Pool(config.pooling)
         self.post_init()
         self.start_from(self.transformer)
@@ -241,8 +243,10 @@ class BiEncoderModel(_BiEncoder):
             states if asked for.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        # named, or transformers expands a row of them, which torch's int8 embeddings do not read
+        types = {"token_type_ids": torch.zeros_like(input_ids)} if self._has_types else {}
         encoded = self.transformer(
-            input_ids, attention_mask=mask, output_hidden_states=output_hidden_states, return_dict=True
+            input_ids, attention_mask=mask, output_hidden_states=output_hidden_states, return_dict=True, **types
         )
         output = BaseModelOutputWithPooling(
             last_hidden_state=encoded.last_hidden_state,
@@ -318,16 +322,19 @@ class BiEncoderForSequenceClassification(_BiEncoder):
         """
         texts, mask, places = split_pairs(input_ids, attention_mask, token_type_ids)
         encoded = self.encoder(texts, mask.long(), None, output_hidden_states, return_dict=True)
-        u, v = encoded.pooler_output.float().chunk(2)
+        vectors, count = encoded.pooler_output, input_ids.shape[0]  # len() and chunk() would fix it in a graph
+        u, v = vectors[:count], vectors[count:]
         if self.classifier is None:
             low, high = self.config.score_range
-            logits = low + (high - low) * F.cosine_similarity(u, v).unsqueeze(-1)
+            # in two steps, as OpenVINO has no cosine
+            cosine = (F.normalize(u.float(), dim=-1) * F.normalize(v.float(), dim=-1)).sum(-1, keepdim=True)
+            logits = low + (high - low) * cosine
         else:
-            logits = self.classifier(torch.cat([u, v, (u - v).abs()], -1).to(self.classifier.weight.dtype))
+            logits = self.classifier(torch.cat([u, v, (u - v).abs()], -1))
         states = None
         if output_hidden_states:
-            row = torch.arange(len(places), device=places.device).unsqueeze(1)
-            row = row + len(places) * (token_type_ids == 1)  # type: ignore[operator]  # split_pairs refuses None
+            row = torch.arange(count, device=places.device).unsqueeze(1)
+            row = row + count * (token_type_ids == 1)  # type: ignore[operator]  # split_pairs refuses None
             states = tuple(None if layer is None else layer[row, places] for layer in encoded.hidden_states)
         output = SequenceClassifierOutput(logits=logits, hidden_states=states)  # type: ignore[arg-type]
         return output if self._returns_names(return_dict) else output.to_tuple()
