@@ -81,7 +81,9 @@ class SentenceEncoderExport(L.Callback):
 
         def write(partial: Path) -> None:
             save_tokenizer(trainer, partial)
-            cast(BiEncoderModel, best_student(trainer, pl_module).base_model).save_sentence_encoder(partial, data_of(trainer).max_length)
+            cast(BiEncoderModel, best_student(trainer, pl_module).base_model).save_sentence_encoder(
+                partial, data_of(trainer).max_length
+            )
 
         on_rank_zero(trainer, lambda: write_folder(folder, write))
         rank_zero_info(f"Sentence encoder: {folder}")

@@ -93,6 +93,7 @@ __all__ = [
     "crd_loss",
     "decoupled_kd",
     "dist_loss",
+    "embedding_mse",
     "fsp",
     "hidden_state_cosine",
     "hidden_state_mse",

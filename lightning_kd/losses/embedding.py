@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_kd.losses.base import FeatureMatch, LayerMap, Projection, ProjectedMatchLoss, comparable, masked_mean
+from lightning_kd.losses.base import FeatureMatch, LayerMap, ProjectedMatchLoss, Projection, comparable, masked_mean
 from lightning_kd.losses.pooled import Pooling, check_pooling, vectors
 from lightning_kd.outputs import LossInputs
 

@@ -84,7 +84,7 @@ class BiEncoderConfig(PretrainedConfig):
 def split_pairs(
     input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The two texts of each row as rows of their own: ``[CLS] a [SEP] b [SEP]`` to ``[CLS] a [SEP]``, ``[CLS] b [SEP]``.
+    """The two texts of each row as rows of their own, each with the first token and its separator.
 
     Args:
         input_ids: ``(B, L)`` int64.

@@ -81,7 +81,12 @@ def test_a_row_without_a_mask_is_real_as_a_whole() -> None:
     """Stops the last token of an unpadded row from being lost."""
     ids, types = torch.tensor([[1, 7, 2, 8, 2], [1, 2, 8, 9, 2]]), torch.tensor([[0, 0, 0, 1, 1], [0, 0, 1, 1, 1]])
     texts, mask, _ = split_pairs(ids, None, types)
-    assert [row[kept].tolist() for row, kept in zip(texts, mask, strict=True)] == [[1, 7, 2], [1, 2], [1, 8, 2], [1, 8, 9, 2]]
+    assert [row[kept].tolist() for row, kept in zip(texts, mask, strict=True)] == [
+        [1, 7, 2],
+        [1, 2],
+        [1, 8, 2],
+        [1, 8, 9, 2],
+    ]
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -225,12 +230,12 @@ def test_what_cannot_be_is_refused(tiny_model: Make) -> None:
     one = AutoTokenizer.from_pretrained(folder)(WORDS[:2], return_tensors="pt")
     with pytest.raises(InputError, match="row 0 of the batch has one text alone: give data with two text columns"):
         model(**one)
-    with pytest.raises(InputError, match="`config.pooling` to be mean, cls or max, but got 'first'"):
+    with pytest.raises(InputError, match=r"`config.pooling` to be mean, cls or max, but got 'first'"):
         around(folder, pooling="first")
     with pytest.raises(InputError, match=r"`config.score_range` to be two numbers, .* but got \[5, 0\]"):
         around(folder, score_range=[5, 0])
-    with pytest.raises(InputError, match="`model.config.model_type` to be 'bert', as .* has it, but got 'rnn'"):
+    with pytest.raises(InputError, match=r"`model.config.model_type` to be 'bert', as .* has it, but got 'rnn'"):
         load_config(ModelSource(str(folder), config={"model_type": "rnn"}))
-    with pytest.raises(InputError, match="made of BiEncoderConfig's fields, but got 'poolin'. Did you mean `pooling`"):
+    with pytest.raises(InputError, match=r"made of BiEncoderConfig's fields, but got 'poolin'. Did you mean `pooling`"):
         load_config(ModelSource(str(folder), config={"model_type": "bi_encoder", "poolin": "cls"}))
     assert BiEncoderConfig().encoder.model_type == "bert"

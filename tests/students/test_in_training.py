@@ -200,7 +200,9 @@ def by_hand(student: Any, teacher: Any, loss: EmbeddingMSE, inputs: dict[str, An
 def test_the_encoder_of_another_student_is_refused(tiny_model: Make, glue: Make, make_trainer: Make) -> None:
     """Stops a run that fails at its end, when all the training is done."""
     trainer = make_trainer(callbacks=[SentenceEncoderExport()])
-    with pytest.raises(InputError, match="`model.student` to be a bi-encoder for SentenceEncoderExport, but got 'bert'"):
+    with pytest.raises(
+        InputError, match=r"`model.student` to be a bi-encoder for SentenceEncoderExport, but got 'bert'"
+    ):
         trainer.fit(DistillationModule(ModelSource(str(tiny_model(num_labels=1)))), datamodule=glue("stsb"))
 
 
