@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -185,7 +185,7 @@ class _BiEncoder(PreTrainedModel):
             nn.init.zeros_(module.bias)
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.base_model.transformer.get_input_embeddings()  # type: ignore[union-attr, no-any-return, operator]
+        return self.base_model.transformer.get_input_embeddings()  # type: ignore[union-attr, operator]
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.base_model.transformer.set_input_embeddings(value)  # type: ignore[union-attr, operator]
@@ -216,7 +216,7 @@ class BiEncoderModel(_BiEncoder):
     def start_from(self, transformer: PreTrainedModel) -> None:
         """Go on with another encoder, a trained one for instance; its own pooler, which nothing reads, is dropped."""
         if getattr(transformer, "pooler", None) is not None:
-            transformer.pooler = None
+            setattr(transformer, "pooler", None)  # noqa: B010  # no field of every model's
         self.transformer = transformer
         self.config.encoder = transformer.config
         self.config.encoder._name_or_path = ""  # or every exported folder would name this machine's
@@ -293,7 +293,8 @@ class BiEncoderForSequenceClassification(_BiEncoder):
                 "config.score_range", "two numbers, the scores of cosines 0 and 1, in rising order", config.score_range
             )
         self.encoder = BiEncoderModel(config)
-        self.classifier = None if config.num_labels == 1 else nn.Linear(3 * config.hidden_size, config.num_labels)
+        count = cast(int, config.num_labels)
+        self.classifier = None if count == 1 else nn.Linear(3 * config.hidden_size, count)
         self.post_init()
 
     def forward(
@@ -336,7 +337,7 @@ class BiEncoderForSequenceClassification(_BiEncoder):
             row = torch.arange(count, device=places.device).unsqueeze(1)
             row = row + count * (token_type_ids == 1)  # type: ignore[operator]  # split_pairs refuses None
             states = tuple(None if layer is None else layer[row, places] for layer in encoded.hidden_states)
-        output = SequenceClassifierOutput(logits=logits, hidden_states=states)  # type: ignore[arg-type]
+        output = SequenceClassifierOutput(logits=logits, hidden_states=states)
         return output if self._returns_names(return_dict) else output.to_tuple()
 
 
