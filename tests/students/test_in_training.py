@@ -16,7 +16,17 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from lightning_kd import DistillationModule, InputError, ModelSource, Runner
 from lightning_kd.callbacks import CompressionReport, QuantizationCallback, SentenceEncoderExport, StudentExport
 from lightning_kd.datamodules import NERDataModule
-from lightning_kd.losses import EmbeddingMSE, FeatureMatch, HiddenStateMSE, LogitMSE, RKDDistance, SoftTargetKL
+from lightning_kd.losses import (
+    PKT,
+    EmbeddingMSE,
+    FeatureMatch,
+    HiddenStateMSE,
+    LogitMSE,
+    RKDAngle,
+    RKDDistance,
+    SimilarityPreserving,
+    SoftTargetKL,
+)
 from lightning_kd.models import load_trained
 from lightning_kd.optim import AdamW
 from lightning_kd.quantization import DynamicInt8, ONNXRuntimeInt8, Quantizer
@@ -99,6 +109,8 @@ def test_a_tagger_goes_from_text_to_int8(kind: str, tiny_model: Make, make_train
 
 # ---------------------------------------------------------------------------------------------- bi-encoders
 
+POOL = FeatureMatch("encoder.pool", "encoder.pool")
+RELATIONS = (PKT, RKDAngle, RKDDistance, SimilarityPreserving)
 BI_ENCODER = {"model_type": "bi_encoder", "score_range": [0, 5]}
 SENTENCES = [(" ".join(WORDS[:4]), " ".join(WORDS[2:9])), (WORDS[30], WORDS[31]), (" ".join(WORDS[9:17]), WORDS[9])]
 
@@ -152,11 +164,11 @@ def test_embeddings_are_distilled_with_a_projection(
         AutoTokenizer.from_pretrained(wide).save_pretrained(tmp_path / "teacher")
         teacher = ModelSource(str(tmp_path / "teacher"))
     still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    loss = EmbeddingMSE([FeatureMatch("encoder.pool", "encoder.pool")])
+    loss = EmbeddingMSE([POOL])
     module = DistillationModule(
         ModelSource(str(tiny_model(head=False, **still)), config=BI_ENCODER),
         {"teacher": teacher},
-        losses={"embeddings": loss, "distances": RKDDistance([FeatureMatch("encoder.pool", "encoder.pool")])},
+        losses={"embeddings": loss, **{kind.__name__: kind([POOL]) for kind in RELATIONS}},
         hard_label_weight=0.0,
         warmup=1.0,
         optimizer=lambda params: AdamW(params, lr=1e-2),
@@ -182,7 +194,8 @@ def test_embeddings_are_distilled_with_a_projection(
     assert first[1] == pytest.approx(first[0], rel=1e-4) and first[0] > 1e-3
     assert loss.projections[0].weight.shape == (24, 16)
     assert not [name for name, _ in Runner.open(tmp_path / "student").config.to_dict().items() if "projection" in name]
-    assert torch.isfinite(trainer.callback_metrics["train/loss/distances"])
+    for kind in RELATIONS:
+        assert torch.isfinite(trainer.callback_metrics[f"train/loss/{kind.__name__}"])
 
 
 def by_hand(student: Any, teacher: Any, loss: EmbeddingMSE, inputs: dict[str, Any]) -> float:
