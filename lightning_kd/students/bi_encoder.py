@@ -335,9 +335,9 @@ class BiEncoderForSequenceClassification(_BiEncoder):
         states = None
         if output_hidden_states:
             row = torch.arange(count, device=places.device).unsqueeze(1)
-            row = row + count * (token_type_ids == 1)  # type: ignore[operator]  # split_pairs refuses None
+            row = row + count * (token_type_ids == 1)
             states = tuple(None if layer is None else layer[row, places] for layer in encoded.hidden_states)
-        output = SequenceClassifierOutput(logits=logits, hidden_states=states)
+        output = SequenceClassifierOutput(logits=logits, hidden_states=states)  # type: ignore[arg-type]  # None where not asked for
         return output if self._returns_names(return_dict) else output.to_tuple()
 
 
