@@ -1,7 +1,7 @@
 """Callbacks: losses and schedules that attach to a module, and what happens at the end of a fit."""
 
 from lightning_kd.callbacks.distillation_loss import DistillationLossCallback
-from lightning_kd.callbacks.export import StudentExport
+from lightning_kd.callbacks.export import SentenceEncoderExport, StudentExport
 from lightning_kd.callbacks.null_threshold import NullThreshold
 from lightning_kd.callbacks.per_task import PerTask
 from lightning_kd.callbacks.predictions import GLUESubmission, PredictionWriter
@@ -20,6 +20,7 @@ __all__ = [
     "PerTask",
     "PredictionWriter",
     "QuantizationCallback",
+    "SentenceEncoderExport",
     "StudentExport",
     "TeacherCache",
     "TemperatureSchedule",

@@ -1,17 +1,21 @@
-"""The best student as a transformers folder."""
+"""The best student as a transformers folder, and the encoder of a bi-encoder alone."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from transformers import PreTrainedTokenizerBase
 
+from lightning_kd._checks import expected
 from lightning_kd.callbacks._fit_end import best_student, data_of, is_trial, on_rank_zero, output_path, write_folder
+from lightning_kd.models import load_config
 from lightning_kd.module import DistillationModule
+from lightning_kd.students import BiEncoderConfig, BiEncoderModel
 
-__all__ = ["StudentExport", "save_tokenizer"]
+__all__ = ["SentenceEncoderExport", "StudentExport", "save_tokenizer"]
 
 
 class StudentExport(L.Callback):
@@ -41,6 +45,48 @@ class StudentExport(L.Callback):
         on_rank_zero(trainer, lambda: write_folder(folder, write))
         self.folder = folder
         rank_zero_info(f"Student: {folder}")
+
+
+class SentenceEncoderExport(L.Callback):
+    """Writes the encoder of the best bi-encoder at the end of a fit, to embed single texts with.
+
+    The folder is plain transformers, ``AutoModel.from_pretrained(folder)``, and ``SentenceTransformer(folder)`` opens
+    it with the student's pooling.
+
+    Args:
+        path: The folder; ``<trainer.default_root_dir>/sentence_encoder`` unless given. What stands there is replaced.
+
+    Raises:
+        InputError: In ``setup("fit")`` if the student is no bi-encoder.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        self.path = path
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, DistillationModule)  # noqa: S101  # the callbacks belong to this module
+        if stage != "fit":
+            return
+        kind = load_config(pl_module.student_source, "model.student").model_type
+        if kind != BiEncoderConfig.model_type:
+            raise expected(
+                "model.student", "a bi-encoder for SentenceEncoderExport", kind, "Set config: {model_type: bi_encoder}."
+            )
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, DistillationModule)  # noqa: S101
+        if is_trial(trainer):
+            return
+        folder = output_path(trainer, self.path, "sentence_encoder")
+
+        def write(partial: Path) -> None:
+            save_tokenizer(trainer, partial)
+            cast(BiEncoderModel, best_student(trainer, pl_module).base_model).save_sentence_encoder(
+                partial, data_of(trainer).max_length
+            )
+
+        on_rank_zero(trainer, lambda: write_folder(folder, write))
+        rank_zero_info(f"Sentence encoder: {folder}")
 
 
 def save_tokenizer(trainer: L.Trainer, folder: Path) -> None:

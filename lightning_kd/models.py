@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from lightning_kd._checks import InputError, expected, nearest
 
@@ -45,7 +45,8 @@ class ModelSource:
         embeddings_from: Hub name or local folder of a trained model, a teacher for instance, whose word embeddings the
             student's start as; with ``from_scratch``, and for the same vocabulary. Narrower ones, by ``embedding_size``
             in ``config``, are the principal components.
-        config: Values that replace those of the configuration, e.g. ``{"num_hidden_layers": 3}``.
+        config: Values that replace those of the configuration, e.g. ``{"num_hidden_layers": 3}``. ``model_type``:
+            ``bi_encoder`` makes a bi-encoder around the model at ``path``, without its head.
     """
 
     path: str | None = None
@@ -105,6 +106,7 @@ def load_config(source: ModelSource, role: str = "model") -> PretrainedConfig:
                 source.path,
                 "Check the spelling, and that the Hub can be reached.",
             ) from error
+        config = _around(config, source.config.get("model_type"))
     for key, value in source.config.items():
         if key == "model_type":
             if source.path is not None and value != config.model_type:
@@ -115,6 +117,14 @@ def load_config(source: ModelSource, role: str = "model") -> PretrainedConfig:
             raise expected(f"{role}.config", f"made of {type(config).__name__}'s fields", key, nearest(key, fields))
         setattr(config, key, value)
     return config
+
+
+def _around(stored: PretrainedConfig, model_type: str | None) -> PretrainedConfig:
+    """That of a model of another type around a stored encoder, where there is such a type: a bi-encoder."""
+    if model_type in (None, stored.model_type) or model_type not in CONFIG_MAPPING:
+        return stored
+    around = getattr(CONFIG_MAPPING[model_type], "around", None)
+    return stored if around is None else cast(PretrainedConfig, around(stored))
 
 
 def load_model(
@@ -167,6 +177,10 @@ def load_trained(source: ModelSource, auto_class: type, role: str = "teacher") -
 def _from_pretrained(
     source: ModelSource, auto_class: Any, config: PretrainedConfig, role: str, options: dict[str, Any]
 ) -> tuple[PreTrainedModel, list[str]]:
+    if source.config.get("model_type") == config.model_type and hasattr(config, "around"):
+        stored = AutoConfig.from_pretrained(cast(str, source.path), revision=source.revision, trust_remote_code=False)
+        if stored.model_type != config.model_type:
+            return _encoder_from_pretrained(source, auto_class, config, role, options)
     try:
         model, info = auto_class.from_pretrained(
             source.path,
@@ -194,6 +208,17 @@ def _from_pretrained(
             f"give the encoder it was made from as `{role}.path`, or data with the same labels."
         )
     return model, list(info["missing_keys"])
+
+
+def _encoder_from_pretrained(
+    source: ModelSource, auto_class: Any, config: Any, role: str, options: dict[str, Any]
+) -> tuple[PreTrainedModel, list[str]]:
+    """A new model around a stored encoder, and what neither of them stores."""
+    encoder, missing = _from_pretrained(replace(source, config={}), AutoModel, config.encoder, role, options)
+    model = auto_class.from_config(config, **options)
+    model.base_model.start_from(encoder)
+    head = [name for name, _ in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}.")]
+    return model, [*(name for name in missing if name in encoder.state_dict()), *head]
 
 
 def layer_list(model: PreTrainedModel, name: str) -> str:

@@ -11,6 +11,7 @@ __all__ = [
     "bert_emd",
     "cka_distance",
     "crd_loss",
+    "embedding_mse",
     "fsp",
     "hidden_state_cosine",
     "nst",
@@ -121,6 +122,16 @@ def pool(states: States, mask: Mask, pooling: str) -> list[list[float]]:
         chosen = tokens[:1] if pooling == "first" else tokens
         vectors.append([_mean([token[h] for token in chosen]) for h in range(width)])
     return vectors
+
+
+def embedding_mse(student: Rows, teacher: Rows, mask: Sequence[bool]) -> float:
+    """Reimers and Gurevych 2020: the mean over texts that have an embedding, and dimensions, of the squared error."""
+    squares = [
+        (a - b) ** 2
+        for s, t in zip(_examples(student, mask), _examples(teacher, mask), strict=True)
+        for a, b in zip(s, t, strict=True)
+    ]
+    return _mean(squares) if squares else 0.0
 
 
 def _examples(rows: Rows, mask: Sequence[bool]) -> list[Vector]:

@@ -25,6 +25,7 @@ from lightning_kd.losses.divergences import (
     skewed_kl,
     skewed_reverse_kl,
 )
+from lightning_kd.losses.embedding import EmbeddingMSE, embedding_mse
 from lightning_kd.losses.emd import BERTEMD, bert_emd
 from lightning_kd.losses.fsp import FSP, fsp
 from lightning_kd.losses.hidden_state import HiddenStateCosine, HiddenStateMSE, hidden_state_cosine, hidden_state_mse
@@ -59,6 +60,7 @@ __all__ = [
     "AttentionMSE",
     "DecoupledKD",
     "DistillationLoss",
+    "EmbeddingMSE",
     "ExampleTemperature",
     "FeatureMatch",
     "HiddenStateCosine",
@@ -91,6 +93,7 @@ __all__ = [
     "crd_loss",
     "decoupled_kd",
     "dist_loss",
+    "embedding_mse",
     "fsp",
     "hidden_state_cosine",
     "hidden_state_mse",

@@ -12,7 +12,7 @@ from lightning_kd._checks import InputError, expected
 from lightning_kd.losses.base import FeatureMatch, LayerMap, MatchLoss, floating, shapes
 from lightning_kd.outputs import LossInputs
 
-__all__ = ["PooledMatchLoss", "pairs", "pool"]
+__all__ = ["PooledMatchLoss", "Pooling", "check_pooling", "pairs", "pool", "vectors"]
 
 Pooling = Literal["first", "mean"]
 
@@ -23,7 +23,8 @@ class PooledMatchLoss(MatchLoss):
     With several devices each compares the examples of its own part of the batch.
 
     Args:
-        matches: The pairs, or a rule that gives them.
+        matches: The pairs, or a rule that gives them. A module by its name may have pooled already, ``(B, H)``: that of
+            a bi-encoder, ``encoder.pool``, gives both texts of each pair.
         pooling: ``"first"`` takes each example's first real token, ``"mean"`` the mean of its real tokens.
 
     Raises:
@@ -38,14 +39,27 @@ class PooledMatchLoss(MatchLoss):
         self.pooling = pooling
 
     def compare(self, index: int, match: FeatureMatch, inputs: LossInputs) -> Tensor:
-        mask = inputs.token_mask
-        student = pool(inputs.student.hidden_states[match.student_layer], mask, self.pooling)
-        teacher = pool(inputs.teacher.hidden_states[match.teacher_layer], inputs.teacher_mask, self.pooling)
-        return self.distance(index, student, teacher, mask.any(-1))
+        student, mask = vectors(inputs.student.hidden_states[match.student_layer], inputs.token_mask, self.pooling)
+        states = inputs.teacher.hidden_states[match.teacher_layer]
+        teacher, _ = vectors(states, inputs.teacher_mask, self.pooling)
+        return self.distance(index, student, teacher, mask)
 
     @abstractmethod
     def distance(self, index: int, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
         """The loss of the ``index``-th pair of layers: vectors ``(B, H)`` under a bool mask ``(B,)``; a scalar."""
+
+
+def vectors(states: Tensor, mask: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor]:
+    """What a loss compares of a layer, and a bool mask ``(B,)`` of the vectors that count.
+
+    Args:
+        states: ``(B, L, H)``, which are pooled; or ``(B, H)``, the output of a module that has pooled them.
+        mask: Bool ``(B, L)``, True at real tokens; not read of what is pooled already.
+        pooling: As in :func:`pool`.
+    """
+    if states.dim() == 2:
+        return states, torch.ones(len(states), dtype=torch.bool, device=states.device)
+    return pool(states, mask, pooling), mask.any(-1)
 
 
 def pool(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:

@@ -167,7 +167,7 @@ def example_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
     """Two rows of 16 tokens, for what traces a model."""
     example = {name: torch.ones(2, 16, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
     if getattr(model.config, "type_vocab_size", 0) > 1:
-        example["token_type_ids"] = torch.zeros(2, 16, dtype=torch.int64)
+        example["token_type_ids"] = (torch.arange(16) > 7).long().repeat(2, 1)  # two texts, as some models need
     return example
 
 

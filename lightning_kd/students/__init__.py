@@ -1,5 +1,6 @@
-"""Students that are no transformer, in the form of transformers models: a ``model_type`` in a config names them."""
+"""Students that transformers does not bring, in the form of its models: a ``model_type`` in a config names them."""
 
+from lightning_kd.students.bi_encoder import BiEncoderConfig, BiEncoderForSequenceClassification, BiEncoderModel
 from lightning_kd.students.cnn import (
     CNNConfig,
     CNNForSequenceClassification,
@@ -15,6 +16,9 @@ from lightning_kd.students.rnn import (
 )
 
 __all__ = [
+    "BiEncoderConfig",
+    "BiEncoderForSequenceClassification",
+    "BiEncoderModel",
     "CNNConfig",
     "CNNForSequenceClassification",
     "CNNForTokenClassification",

@@ -26,6 +26,7 @@ MAKERS: dict[str, Callable[[], DistillationLoss]] = {
     "CRD": lambda: losses.CRD(LAYERS),
     "DIST": losses.DIST,
     "DecoupledKD": losses.DecoupledKD,
+    "EmbeddingMSE": lambda: losses.EmbeddingMSE(EVERY),
     "FSP": lambda: losses.FSP(PAIRS),
     "HiddenStateCosine": lambda: losses.HiddenStateCosine(EVERY),
     "HiddenStateMSE": lambda: losses.HiddenStateMSE(EVERY),

@@ -92,3 +92,15 @@ def test_class_pools_the_matched_layers(loss_inputs: Callable[..., Any], pooling
     assert index == 0 and torch.equal(s, pool(student[2], mask, pooling)) and examples.tolist() == [True, False]
     assert torch.equal(t, pool(teacher[3], mask, pooling))
     assert value.item() == pytest.approx(3 * s.sum().item())
+
+
+def test_class_takes_what_is_pooled_already(loss_inputs: Callable[..., Any]) -> None:
+    """Stops the vectors of a bi-encoder, two a row, from being pooled again or masked as rows."""
+    loss = Recorder([FeatureMatch("encoder.pool", "encoder.pool")])
+    loss.build(NARROW, WIDE)
+    student, teacher = torch.randn(4, 4), torch.randn(4, 6)
+    mask = torch.tensor([[True, True, False], [False, False, False]])
+    states = {"encoder.pool": student}, {"encoder.pool": teacher}
+    loss(loss_inputs(torch.zeros(2, 1), torch.zeros(2, 1), None, *states, mask))
+    _, s, t, kept = loss.handed
+    assert torch.equal(s, student) and torch.equal(t, teacher) and kept.tolist() == [True] * 4
