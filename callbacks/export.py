@@ -8,7 +8,16 @@ import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from transformers import PreTrainedTokenizerBase
 
-from lightning_kd.callbacks._fit_end import best_student, data_of, is_trial, on_rank_zero, output_path, write_folder
+from lightning_kd.callbacks._fit_end import (
+    best_student,
+    check_output,
+    data_of,
+    is_trial,
+    on_rank_zero,
+    output_path,
+    write_folder,
+)
+from lightning_kd.models import FORMAT
 from lightning_kd.module import DistillationModule
 
 __all__ = ["StudentExport", "save_tokenizer"]
@@ -28,6 +37,12 @@ class StudentExport(L.Callback):
         #: Where the student is, once it is written.
         self.folder: Path | None = None
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit" and not is_trial(trainer):
+            assert isinstance(pl_module, DistillationModule)  # noqa: S101  # the callbacks belong to this module
+            folder = output_path(trainer, self.path, "student")
+            check_output("export.path", folder, (source.path for source in pl_module.teacher_sources.values()))
+
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, DistillationModule)  # noqa: S101  # the callbacks belong to this module
         if is_trial(trainer):
@@ -35,7 +50,9 @@ class StudentExport(L.Callback):
         folder = output_path(trainer, self.path, "student")
 
         def write(partial: Path) -> None:
-            best_student(trainer, pl_module).save_pretrained(partial)
+            student = best_student(trainer, pl_module)
+            student.config.lightning_kd_format = FORMAT
+            student.save_pretrained(partial)
             save_tokenizer(trainer, partial)
 
         on_rank_zero(trainer, lambda: write_folder(folder, write))

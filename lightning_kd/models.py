@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,8 +17,10 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from lightning_kd._checks import InputError, expected, nearest
 
 __all__ = [
+    "FORMAT",
     "ModelSource",
     "check_folder",
+    "check_format",
     "count_parameters",
     "freeze",
     "keep_layers",
@@ -25,7 +28,34 @@ __all__ = [
     "load_config",
     "load_model",
     "load_trained",
+    "num_positions",
 ]
+
+
+#: The version of what is written into checkpoints and exported folders. It is raised when a version of this package
+#: that reads the older one would get them wrong.
+FORMAT = 1
+#: The oldest version that is still read.
+_OLDEST = 1
+#: Files that tell the folder of a quantized model.
+_QUANTIZED = ("int8.safetensors", "torchao.safetensors", "openvino_model.xml", "model.onnx")
+
+
+def check_format(name: str, path: str, found: Any) -> None:
+    """Refuse a checkpoint or a folder of a version that is not read here.
+
+    Args:
+        name: The argument that names it.
+        path: Where it is.
+        found: Its version; None where it has none, as with models that others have made.
+    """
+    if found is None:
+        return
+    if not isinstance(found, int) or isinstance(found, bool) or not _OLDEST <= found <= FORMAT:
+        newer = isinstance(found, int) and found > FORMAT
+        way_out = "Update lightning-kd." if newer else "Make it again, or take the lightning-kd that wrote it."
+        read = f"of version {FORMAT}" if _OLDEST == FORMAT else f"of a version from {_OLDEST} to {FORMAT}"
+        raise InputError(f"Expected argument `{name}` to be {read}, but {path} has version {found!r}. {way_out}")
 
 
 @dataclass(frozen=True)
@@ -61,6 +91,8 @@ class ModelSource:
 def check_folder(name: str, path: str) -> None:
     """Refuse a ``path`` that can only be a local folder and is none, before any hub is asked."""
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path
+    if Path(path).is_file():
+        raise expected(name, "a local folder or a Hub name", path, "That is a file: give the folder that it is in.")
     if looks_local and not Path(path).expanduser().is_dir():
         raise expected(name, "a local folder or a Hub name", path, "There is no such folder.")
 
@@ -98,13 +130,14 @@ def load_config(source: ModelSource, role: str = "model") -> PretrainedConfig:
         check_folder(f"{role}.path", source.path)
         try:
             config = AutoConfig.from_pretrained(source.path, revision=source.revision, trust_remote_code=False)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever transformers makes of what is in the file
             raise expected(
                 f"{role}.path",
                 "a local folder with a config.json, or the name of a model on the Hub",
                 source.path,
-                "Check the spelling, and that the Hub can be reached.",
+                _why_no_config(source.path),
             ) from error
+        check_format(f"{role}.path", source.path, getattr(config, "lightning_kd_format", None))
     for key, value in source.config.items():
         if key == "model_type":
             if source.path is not None and value != config.model_type:
@@ -113,12 +146,26 @@ def load_config(source: ModelSource, role: str = "model") -> PretrainedConfig:
         if key != "num_labels" and not hasattr(config, key):
             fields = [*vars(config), *config.attribute_map]
             raise expected(f"{role}.config", f"made of {type(config).__name__}'s fields", key, nearest(key, fields))
-        setattr(config, key, value)
+        try:
+            setattr(config, key, value)
+        except (TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise expected(f"{role}.config.{key}", "what the model's configuration takes", value, reason) from error
     return config
 
 
+def _why_no_config(path: str) -> str:
+    """Why a configuration cannot be read."""
+    file = Path(path) / "config.json"
+    if not Path(path).is_dir():
+        return "Check the spelling, and that the Hub can be reached."
+    if not file.is_file():
+        return "There is no config.json in it."
+    return "Its config.json is damaged, or of a model that transformers does not know; code beside it is never run."
+
+
 def load_model(
-    source: ModelSource, auto_class: type, config: PretrainedConfig, role: str = "student"
+    source: ModelSource, auto_class: type, config: PretrainedConfig, role: str = "student", whole: bool = False
 ) -> PreTrainedModel:
     """The model that ``source`` describes, in train mode; parts that the stored one lacks start from random weights.
 
@@ -127,18 +174,35 @@ def load_model(
         auto_class: The transformers auto class of the task.
         config: From :func:`load_config`, with the labels set.
         role: The argument's name in messages.
+        whole: Refuse a stored model that lacks a part: one that is not trained, but evaluated.
 
     Raises:
         InputError: If the weights cannot be read, do not fit the labels, or a kept layer does not exist.
     """
     options = {"dtype": getattr(torch, source.dtype), "attn_implementation": source.attention}
     if source.from_scratch:
-        model = auto_class.from_config(config, **options)  # type: ignore[attr-defined]  # any AutoModelFor...
+        model = _from_config(auto_class, config, role, options)
     else:
-        model, _ = _from_pretrained(source, auto_class, config, role, options)
+        model, missing = _from_pretrained(source, auto_class, config, role, options)
+        if missing and whole:
+            raise _untrained(source, config, missing, role)
     if source.keep_layers is not None:
         model = keep_layers(model, source.keep_layers, f"{role}.keep_layers")
     return model.train()
+
+
+def _from_config(auto_class: Any, config: PretrainedConfig, role: str, options: dict[str, Any]) -> PreTrainedModel:
+    try:
+        model: PreTrainedModel = auto_class.from_config(config, **options)
+    except Exception as error:  # whatever transformers and torch make of a shape that is none
+        if isinstance(error, InputError):
+            raise
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise InputError(
+            f"Expected argument `{role}.config` to be the shape of a {config.model_type}, but no model can be made of "
+            f"it: {reason}."
+        ) from error
+    return model
 
 
 def load_trained(source: ModelSource, auto_class: type, role: str = "teacher") -> PreTrainedModel:
@@ -155,13 +219,14 @@ def load_trained(source: ModelSource, auto_class: type, role: str = "teacher") -
     options = {"dtype": getattr(torch, source.dtype), "attn_implementation": source.attention}
     model, missing = _from_pretrained(source, auto_class, config, role, options)
     if missing:
-        raise expected(
-            f"{role}.path",
-            "a model that is fine-tuned for this task",
-            source.path,
-            f"Its weights lack {', '.join(sorted(missing)[:3])}: fine-tune it first.",
-        )
+        raise _untrained(source, config, missing, role)
     return freeze(model)
+
+
+def _untrained(source: ModelSource, config: PretrainedConfig, missing: Sequence[str], role: str) -> InputError:
+    kind = f"It is a {config.architectures[0]}, and its" if config.architectures else "Its"
+    way_out = f"{kind} weights lack {', '.join(sorted(missing)[:3])}: fine-tune it first."
+    return expected(f"{role}.path", "a model that is fine-tuned for this task", source.path, way_out)
 
 
 def _from_pretrained(
@@ -178,9 +243,12 @@ def _from_pretrained(
             use_safetensors=None,
             **options,
         )
-    except (OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise expected(f"{role}.path", f"a model for {auto_class.__name__}", source.path, reason) from error
+    except Exception as error:  # whatever transformers, safetensors and torch make of what is in the files
+        if isinstance(error, InputError):
+            raise
+        raise expected(
+            f"{role}.path", f"a model for {auto_class.__name__}", source.path, _why_no_weights(source.path or "", error)
+        ) from error
     mismatched = {key: f"{tuple(stored)} for {tuple(wanted)}" for key, stored, wanted in info["mismatched_keys"]}
     encoder = sorted(key for key in mismatched if key.startswith(f"{model.base_model_prefix}."))
     if encoder:
@@ -194,6 +262,32 @@ def _from_pretrained(
             f"give the encoder it was made from as `{role}.path`, or data with the same labels."
         )
     return model, list(info["missing_keys"])
+
+
+def _why_no_weights(path: str, error: Exception) -> str:
+    """Why weights cannot be read."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return str(error).partition("\n")[0]
+    if any((folder / file).is_file() for file in _QUANTIZED):
+        return "That is a quantized model, int8 or int4: give the float student that it was made from."
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        return "There are no weights (model.safetensors) in it."
+    if isinstance(error, pickle.UnpicklingError):
+        return "Its weights are pickled with more than tensors, which is never read: save them as safetensors."
+    return f"Its weights are damaged, cut off or of another shape than its config.json: {_first_line(error)}."
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+def num_positions(model: nn.Module) -> int | None:
+    """The longest row that a model has positions for; None where it has no table of them."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return None
 
 
 def layer_list(model: PreTrainedModel, name: str) -> str:

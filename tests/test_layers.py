@@ -37,7 +37,9 @@ LAYERS: dict[str, float] = {
     "lightning_kd": 2.5,  # the package's own __init__, which offers what is below it
     "callbacks": 3,
     "datamodules": 3,
+    "checkpoints": 1.5,
     "trainer": 3.5,
+    "typed": 3.75,
     "cli": 4,
 }
 

@@ -127,7 +127,10 @@ def empty_model(folder: Path) -> PreTrainedModel:
     """
     import transformers
 
-    config = AutoConfig.from_pretrained(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # whatever transformers makes of what is in the file
+        raise unreadable(folder / "config.json") from error
     name = (config.architectures or [""])[0]
     kind = getattr(transformers, name, None) or _own_class(name)
     if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
@@ -135,7 +138,10 @@ def empty_model(folder: Path) -> PreTrainedModel:
             f"The config.json in {folder} does not name a model of transformers or one that is imported in "
             "`architectures`."
         )
-    return kind._from_config(config).eval()
+    try:
+        return kind._from_config(config).eval()
+    except Exception as error:  # a shape that is none
+        raise unreadable(folder / "config.json") from error
 
 
 def _own_class(name: str) -> type | None:
