@@ -35,8 +35,8 @@ _ELSEWHERE = ("best", "last", "hpc", "registry")
 
 #: What needs no configuration is no subcommand of Lightning's.
 _DESCRIBE = (
-    "Without a config: `describe MODEL [MODEL ...]` shows where the parameters of models are, side by side. Wrong input "
-    "is answered with one sentence; LIGHTNING_KD_TRACEBACK=1 in the environment shows where it comes from."
+    "Without a config: `describe MODEL [MODEL ...]` shows where the parameters of models are, side by side. Wrong "
+    "input is answered with one sentence; LIGHTNING_KD_TRACEBACK=1 in the environment shows where it comes from."
 )
 #: The variable that asks for tracebacks.
 _TRACEBACK = "LIGHTNING_KD_TRACEBACK"

@@ -8,6 +8,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class Typed:
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self.options = [word.partition("=")[0] for word in arguments if word.startswith("--")]
-        self._values = {option: after for option, after in zip(arguments, arguments[1:], strict=False)}
+        self._values = dict(pairwise(arguments))
         self._values |= {word.partition("=")[0]: word.partition("=")[2] for word in arguments if "=" in word}
         self.keys: dict[str, Any] = {}
         for option, file in _files(arguments):
@@ -277,5 +278,5 @@ def trainer_words(message: str) -> str:
             return found[0]
         return f"argument `trainer.{name}`" + ("" if value is None else f" ({value})")
 
-    pattern = r"`(?:Trainer\()?(?P<name>\w+)(?:=(?P<value>[^)`]*))?\)?`(?! argument)|`(?P<argument>\w+)` argument of `Trainer`"
-    return re.sub(pattern, option, " ".join(message.split()))
+    alone = r"`(?:Trainer\()?(?P<name>\w+)(?:=(?P<value>[^)`]*))?\)?`(?! argument)"
+    return re.sub(rf"{alone}|`(?P<argument>\w+)` argument of `Trainer`", option, " ".join(message.split()))
