@@ -17,7 +17,7 @@ from lightning_kd.callbacks._fit_end import (
     output_path,
     write_folder,
 )
-from lightning_kd.models import FORMAT
+from lightning_kd.folders import FORMAT
 from lightning_kd.module import DistillationModule
 
 __all__ = ["StudentExport", "save_tokenizer"]

@@ -23,8 +23,8 @@ from lightning_kd.callbacks._fit_end import (
     write_folder,
 )
 from lightning_kd.callbacks.export import save_tokenizer
+from lightning_kd.folders import FORMAT
 from lightning_kd.measure import evaluate
-from lightning_kd.models import FORMAT
 from lightning_kd.module import DistillationModule
 from lightning_kd.quantization import Forward, Quantizer
 from lightning_kd.quantization.analysis import primitives

@@ -130,7 +130,7 @@ class TransformerDataModule(L.LightningDataModule):
         check_folder(option, source)
         try:
             return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever transformers and tokenizers make of what is in the files
             raise expected(option, "a Hub name or a local folder with a tokenizer", source) from error
 
     # ---------------------------------------------------------------------------------------------- set up

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lightning_kd._checks import expected
-from lightning_kd.models import check_format
+from lightning_kd.folders import check_format
 
 __all__ = ["check_checkpoint"]
 

@@ -124,7 +124,7 @@ def check_vocabulary(name: str, source: ModelSource, config: PretrainedConfig, t
         )
     if source.path is None or source.from_scratch or not has_tokenizer(source.path):
         return
-    own = AutoTokenizer.from_pretrained(source.path, revision=source.revision)
+    own = AutoTokenizer.from_pretrained(source.path, revision=source.revision, trust_remote_code=False)
     if own.get_vocab() != tokenizer.get_vocab():
         raise InputError(
             f"`{name}` ({source.path}) reads another vocabulary than the data's tokenizer writes: "

@@ -18,8 +18,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from lightning_kd._checks import InputError, check_range, expected, nearest
+from lightning_kd.folders import check_config, check_size
 from lightning_kd.measure import paired_speedup, time_interleaved
-from lightning_kd.models import check_folder, check_format, layer_list, num_positions
+from lightning_kd.models import check_folder, layer_list, num_positions
 from lightning_kd.quantization import Forward
 from lightning_kd.runner import Runner, quantizer_of, task_of
 
@@ -189,7 +190,7 @@ def _config_of(path: str) -> PretrainedConfig:
     except Exception as error:  # whatever transformers makes of what is in the file
         way_out = "Check the spelling, and that the Hub can be reached."
         raise expected("MODEL", "a local folder with a config.json or a Hub name", path, way_out) from error
-    check_format("MODEL", path, getattr(config, "lightning_kd_format", None))
+    check_config("MODEL", path, config)
     return config
 
 
@@ -198,7 +199,10 @@ def _load(path: str, config: PretrainedConfig) -> PreTrainedModel:
     architecture = (config.architectures or ["AutoModel"])[0]
     kind = getattr(transformers, architecture, None) or task_of(config).auto_class
     try:
+        check_size("MODEL", path, kind, config)
         return kind.from_pretrained(path, config=config, dtype="auto")
+    except InputError:
+        raise
     except Exception as error:  # whatever transformers, safetensors and torch make of what is in the files
         reason = str(error).partition("\n")[0]
         raise expected("MODEL", f"a model with weights for {architecture}", path, reason) from error
@@ -206,8 +210,8 @@ def _load(path: str, config: PretrainedConfig) -> PreTrainedModel:
 
 def _input_names(path: str) -> list[str]:
     try:
-        return AutoTokenizer.from_pretrained(path).model_input_names
-    except (OSError, ValueError):
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False).model_input_names
+    except Exception:  # whatever transformers makes of what is in the files
         return ["attention_mask"]  # a folder without a tokenizer
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,12 +14,11 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from lightning_kd._checks import InputError, expected, nearest
+from lightning_kd.folders import check_config, check_size, why_no_config, why_no_weights
 
 __all__ = [
-    "FORMAT",
     "ModelSource",
     "check_folder",
-    "check_format",
     "count_parameters",
     "freeze",
     "keep_layers",
@@ -30,32 +28,6 @@ __all__ = [
     "load_trained",
     "num_positions",
 ]
-
-
-#: The version of what is written into checkpoints and exported folders. It is raised when a version of this package
-#: that reads the older one would get them wrong.
-FORMAT = 1
-#: The oldest version that is still read.
-_OLDEST = 1
-#: Files that tell the folder of a quantized model.
-_QUANTIZED = ("int8.safetensors", "torchao.safetensors", "openvino_model.xml", "model.onnx")
-
-
-def check_format(name: str, path: str, found: Any) -> None:
-    """Refuse a checkpoint or a folder of a version that is not read here.
-
-    Args:
-        name: The argument that names it.
-        path: Where it is.
-        found: Its version; None where it has none, as with models that others have made.
-    """
-    if found is None:
-        return
-    if not isinstance(found, int) or isinstance(found, bool) or not _OLDEST <= found <= FORMAT:
-        newer = isinstance(found, int) and found > FORMAT
-        way_out = "Update lightning-kd." if newer else "Make it again, or take the lightning-kd that wrote it."
-        read = f"of version {FORMAT}" if _OLDEST == FORMAT else f"of a version from {_OLDEST} to {FORMAT}"
-        raise InputError(f"Expected argument `{name}` to be {read}, but {path} has version {found!r}. {way_out}")
 
 
 @dataclass(frozen=True)
@@ -135,9 +107,9 @@ def load_config(source: ModelSource, role: str = "model") -> PretrainedConfig:
                 f"{role}.path",
                 "a local folder with a config.json, or the name of a model on the Hub",
                 source.path,
-                _why_no_config(source.path),
+                why_no_config(source.path),
             ) from error
-        check_format(f"{role}.path", source.path, getattr(config, "lightning_kd_format", None))
+        check_config(f"{role}.path", source.path, config)
     for key, value in source.config.items():
         if key == "model_type":
             if source.path is not None and value != config.model_type:
@@ -152,16 +124,6 @@ def load_config(source: ModelSource, role: str = "model") -> PretrainedConfig:
             reason = " ".join(str(error).split())
             raise expected(f"{role}.config.{key}", "what the model's configuration takes", value, reason) from error
     return config
-
-
-def _why_no_config(path: str) -> str:
-    """Why a configuration cannot be read."""
-    file = Path(path) / "config.json"
-    if not Path(path).is_dir():
-        return "Check the spelling, and that the Hub can be reached."
-    if not file.is_file():
-        return "There is no config.json in it."
-    return "Its config.json is damaged, or of a model that transformers does not know; code beside it is never run."
 
 
 def load_model(
@@ -232,7 +194,9 @@ def _untrained(source: ModelSource, config: PretrainedConfig, missing: Sequence[
 def _from_pretrained(
     source: ModelSource, auto_class: Any, config: PretrainedConfig, role: str, options: dict[str, Any]
 ) -> tuple[PreTrainedModel, list[str]]:
+    assert source.path is not None  # noqa: S101  # load_config refuses a source without
     try:
+        check_size(f"{role}.path", source.path, auto_class, config)
         model, info = auto_class.from_pretrained(
             source.path,
             config=config,
@@ -247,7 +211,7 @@ def _from_pretrained(
         if isinstance(error, InputError):
             raise
         raise expected(
-            f"{role}.path", f"a model for {auto_class.__name__}", source.path, _why_no_weights(source.path or "", error)
+            f"{role}.path", f"a model for {auto_class.__name__}", source.path, why_no_weights(source.path, error)
         ) from error
     mismatched = {key: f"{tuple(stored)} for {tuple(wanted)}" for key, stored, wanted in info["mismatched_keys"]}
     encoder = sorted(key for key in mismatched if key.startswith(f"{model.base_model_prefix}."))
@@ -261,25 +225,14 @@ def _from_pretrained(
             f"The head stored in {source.path} does not have the {config.num_labels} outputs that the data needs: "
             f"give the encoder it was made from as `{role}.path`, or data with the same labels."
         )
+    dropped = [key for key in info["unexpected_keys"] if re.search(r"\.layers?\.\d+\.", key)]
+    if dropped and "num_hidden_layers" not in source.config:
+        raise InputError(
+            f"The config.json of `{role}.path` ({source.path}) has {config.num_hidden_layers} layers, but its weights "
+            f"have more ({dropped[0]}): it is damaged, or of another model. To leave layers out, name those to keep in "
+            "keep_layers."
+        )
     return model, list(info["missing_keys"])
-
-
-def _why_no_weights(path: str, error: Exception) -> str:
-    """Why weights cannot be read."""
-    folder = Path(path)
-    if not folder.is_dir():
-        return str(error).partition("\n")[0]
-    if any((folder / file).is_file() for file in _QUANTIZED):
-        return "That is a quantized model, int8 or int4: give the float student that it was made from."
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-        return "There are no weights (model.safetensors) in it."
-    if isinstance(error, pickle.UnpicklingError):
-        return "Its weights are pickled with more than tensors, which is never read: save them as safetensors."
-    return f"Its weights are damaged, cut off or of another shape than its config.json: {_first_line(error)}."
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0].rstrip(".") or type(error).__name__
 
 
 def num_positions(model: nn.Module) -> int | None:

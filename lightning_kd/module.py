@@ -28,9 +28,10 @@ from lightning_kd.compatibility import (
 from lightning_kd.embeddings import start_embeddings
 from lightning_kd.ensemble import Ensemble
 from lightning_kd.features import FeatureCapture
+from lightning_kd.folders import FORMAT, check_format
 from lightning_kd.logit_cache import CachedLogits
 from lightning_kd.losses import DistillationLoss
-from lightning_kd.models import FORMAT, ModelSource, check_format, count_parameters, load_config, load_model
+from lightning_kd.models import ModelSource, count_parameters, load_config, load_model
 from lightning_kd.optim import AdamW, parameter_groups
 from lightning_kd.outputs import Needs
 from lightning_kd.tasks import SequenceClassification, Task

@@ -17,8 +17,9 @@ from lightning_kd._checks import InputError, expected
 from lightning_kd.callbacks._fit_end import check_output, write_folder
 from lightning_kd.compatibility import check_labels
 from lightning_kd.describe import parts_of, table_of
+from lightning_kd.folders import FORMAT
 from lightning_kd.measure import evaluate
-from lightning_kd.models import FORMAT, ModelSource, freeze, load_trained
+from lightning_kd.models import ModelSource, freeze, load_trained
 from lightning_kd.models import keep_layers as keep
 from lightning_kd.module import DistillationModule
 from lightning_kd.pruning import (

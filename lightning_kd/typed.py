@@ -58,7 +58,10 @@ class Typed:
         self._values |= {word.partition("=")[0]: word.partition("=")[2] for word in arguments if "=" in word}
         self.keys: dict[str, Any] = {}
         for option, file in _files(arguments):
-            self.keys.update(_flat(_read(option, file)))
+            try:
+                self.keys.update(_flat(_read(option, file)))
+            except RecursionError as error:
+                raise expected(option, "a YAML file", file, "It holds itself, or is nested too deeply.") from error
 
     def place(self, name: str, under: str = "") -> str:
         """``name`` as it was typed, where that is one place: ``--data.batch_size``, or a key of a file.
@@ -130,7 +133,7 @@ def _read(option: str, file: str) -> dict[str, Any]:
         where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         reason = getattr(error, "problem", None) or str(error).partition("\n")[0]
         raise expected(option, what, file, f"It cannot be read{where}: {reason}.") from error
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise expected(option, what, file, "It cannot be read as text.") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         kind = "is empty" if content is None else "has no names at its top"

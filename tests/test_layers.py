@@ -15,6 +15,7 @@ from source_tree import ROOT, modules
 LAYERS: dict[str, float] = {
     "outputs": 0,
     "_checks": 0,
+    "folders": 0.5,
     "schedules": 1,
     "models": 1,
     "students": 1,

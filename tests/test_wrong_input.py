@@ -23,7 +23,7 @@ import yaml
 from transformers import AutoConfig, AutoModelForTokenClassification
 
 from lightning_kd.cli import DistillationCLI, main
-from lightning_kd.models import _QUANTIZED
+from lightning_kd.folders import QUANTIZED
 from lightning_kd.quantization import DynamicInt8
 from lightning_kd.quantization.base import empty_model
 from lightning_kd.runner import _QUANTIZERS
@@ -249,7 +249,7 @@ def test_what_was_there_stays(
 
 def test_the_files_of_other_models_are_told_by_name() -> None:
     """Stops a new backend's folder from being taken for a float one."""
-    assert {kind.file_name for kind in _QUANTIZERS} == set(_QUANTIZED)
+    assert {kind.file_name for kind in _QUANTIZERS} == set(QUANTIZED)
 
 
 @pytest.mark.parametrize("name", ["option", "student is int8", "describe: cut off"])

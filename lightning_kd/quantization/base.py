@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
 from lightning_kd._checks import InputError
+from lightning_kd.folders import check_config, check_size
 from lightning_kd.quantization.analysis import QuantizationScheme
 from lightning_kd.quantization.fake_quantize import Rounding
 
@@ -131,6 +132,7 @@ def empty_model(folder: Path) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # whatever transformers makes of what is in the file
         raise unreadable(folder / "config.json") from error
+    check_config("folder", str(folder), config)
     name = (config.architectures or [""])[0]
     kind = getattr(transformers, name, None) or _own_class(name)
     if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
@@ -139,7 +141,10 @@ def empty_model(folder: Path) -> PreTrainedModel:
             "`architectures`."
         )
     try:
+        check_size("folder", str(folder), kind, config)
         return kind._from_config(config).eval()
+    except InputError:
+        raise
     except Exception as error:  # a shape that is none
         raise unreadable(folder / "config.json") from error
 
