@@ -14,7 +14,15 @@ from transformers import PretrainedConfig
 
 from lightning_kd._checks import InputError
 
-__all__ = ["FORMAT", "check_config", "check_format", "check_size", "why_no_config", "why_no_weights"]
+__all__ = [
+    "FORMAT",
+    "check_config",
+    "check_format",
+    "check_size",
+    "check_tokenizer",
+    "why_no_config",
+    "why_no_weights",
+]
 
 #: The version of what is written into checkpoints and exported folders. It is raised when a version of this package
 #: that reads the older one would get them wrong.
@@ -23,6 +31,7 @@ FORMAT = 1
 _OLDEST = 1
 #: Files that tell the folder of a quantized model.
 QUANTIZED = ("int8.safetensors", "torchao.safetensors", "openvino_model.xml", "model.onnx")
+_INPUTS = {"input_ids", "attention_mask", "token_type_ids", "special_tokens_mask"}
 _WEIGHTS = (".safetensors", ".bin", ".onnx", ".data")
 #: More layers than any model has, and few enough to be made in a second.
 _MOST_LAYERS = 1000
@@ -60,10 +69,34 @@ def check_config(name: str, path: str, config: PretrainedConfig) -> None:
     wrong = next((key for key, v in vars(config).items() if isinstance(v, float) and not math.isfinite(v)), None)
     if not isinstance(layers, int) or not 0 < layers <= _MOST_LAYERS:
         wrong = "num_hidden_layers"
+    kinds = getattr(config, "architectures", None)
+    if kinds is not None and not (isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds)):
+        wrong = "architectures"
     if wrong is not None:
         raise InputError(
             f"The config.json of `{name}` ({path}) has {wrong} = {getattr(config, wrong)}, which no model has: it is "
             "damaged, copy or export the folder again."
+        )
+
+
+def check_tokenizer(name: str, path: str, tokenizer: Any, config: PretrainedConfig) -> None:
+    """Refuse a tokenizer that writes what the model beside it cannot read.
+
+    Args:
+        name: The argument that names the folder.
+        path: The folder.
+        tokenizer: The tokenizer.
+        config: The model's configuration.
+    """
+    names, last = tokenizer.model_input_names, max(tokenizer.get_vocab().values(), default=-1)
+    known = isinstance(names, (list, tuple)) and all(isinstance(each, str) for each in names)
+    known = known and {"input_ids", "attention_mask"} <= set(names) <= _INPUTS
+    length = tokenizer.model_max_length  # a very large one where there is no limit
+    known = known and isinstance(length, int) and not isinstance(length, bool) and length > 0
+    if not known or tokenizer.pad_token_id is None or last >= getattr(config, "vocab_size", last + 1):
+        raise InputError(
+            f"The tokenizer in `{name}` ({path}) is not that of the model beside it, or is damaged: copy or export the "
+            "folder again."
         )
 
 

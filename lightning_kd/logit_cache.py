@@ -125,6 +125,8 @@ class CachedLogits:
                 array = _mapped(file)
                 if array.shape != shape or array.dtype != np.dtype(kind) or each.checksums.get(part) != _checksum(file):
                     raise _damaged(file)
+                if part == "classes" and len(array) and not 0 <= array.min() <= array.max() < (each.classes or 0):
+                    raise _damaged(file)
                 self._arrays[name][part] = array
         self._starts = rows.starts
         self._order = np.argsort(rows.index, kind="stable")
@@ -196,8 +198,11 @@ def _read_about(folder: Path) -> dict[str, _About]:
     try:
         content = json.loads((folder / _IDENTITY).read_text(encoding="utf-8"))["logits"]
         about = {name: _About(**each) for name, each in content.items()}
+        if not about:
+            raise _damaged(folder / _IDENTITY)
         for name, each in about.items():
             whole = isinstance(each.per_token, bool) and (each.classes is None or type(each.classes) is int)
+            whole = whole and isinstance(each.checksums, dict)
             own = {"all": f"{name}.npy"} if "all" in each.files else {part: f"{name}.{part}.npy" for part in each.files}
             if not name.isidentifier() or not whole or each.files != own or not set(own) <= _FILES:
                 raise _damaged(folder / _IDENTITY)

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_kd._checks import InputError, expected
-from lightning_kd.folders import check_config
+from lightning_kd.folders import check_config, check_tokenizer
 from lightning_kd.models import ModelSource, load_trained
 from lightning_kd.quantization import DynamicInt8, Forward, ONNXRuntimeInt8, OpenVINOInt8, Quantizer, TorchAO
 from lightning_kd.tasks import (
@@ -78,6 +78,7 @@ class Runner:
         check_config("folder", str(folder), config)
         if not any((folder / file).is_file() for file in tokenizer.vocab_files_names.values()):
             raise expected("folder", "a folder with a tokenizer", str(folder))  # or transformers makes up an empty one
+        check_tokenizer("folder", str(folder), tokenizer, config)
         task = task_of(config)
         quantizer = quantizer_of(folder)
         if quantizer is not None:
