@@ -29,6 +29,8 @@ _TYPES = {
     "list": "a list",
     "dict": "a mapping of names to values",
 }
+#: Keys whose values nobody may read in a log.
+_SECRETS = {"token", "hf_token", "api_key", "apikey", "access_key", "secret", "secret_key", "password"}
 #: Errors of the file system that a user can mend.
 _MENDABLE = {
     errno.EACCES,
@@ -49,7 +51,7 @@ class Typed:
         arguments: The command line, in words.
 
     Raises:
-        InputError: If a configuration file is missing, or none.
+        InputError: If a configuration file is missing or none, or a key stands for a secret.
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
@@ -62,6 +64,12 @@ class Typed:
                 self.keys.update(_flat(_read(option, file)))
             except RecursionError as error:
                 raise expected(option, "a YAML file", file, "It holds itself, or is nested too deeply.") from error
+        for key in (*self.options, *(key for key, value in self.keys.items() if value is not None)):
+            if key.rpartition(".")[2].lower() in _SECRETS:
+                raise InputError(
+                    f"`{key}` is a secret, and a configuration is saved and logged: leave it out, and set it in the "
+                    "environment (WANDB_API_KEY, HF_TOKEN)."
+                )
 
     def place(self, name: str, under: str = "") -> str:
         """``name`` as it was typed, where that is one place: ``--data.batch_size``, or a key of a file.

@@ -37,6 +37,9 @@ SUBCOMMANDS = DistillationCLI.subcommands()
 NOTES = ("Seed set to", "GPU available", "TPU available", "💡")
 
 
+SECRET = "0123456789abcdef-never-to-be-seen"
+
+
 class Hostile:
     """Runs code where it is unpickled."""
 
@@ -54,6 +57,7 @@ class World:
     places: dict[str, str]
     root: Path
     config: dict[str, Any]
+    leaks: list[str]
 
     def fill(self, value: Any) -> Any:
         """``value`` with the places that the words in braces stand for."""
@@ -104,9 +108,13 @@ CONFIG = {
 def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[..., Path], glue_folder: Path) -> World:
     root = tmp_path_factory.mktemp("wrong")
     places = {"root": str(root / "runs"), "config": str(root / "config-of-row.yaml"), "glue": str(glue_folder)}
-    made = World(places, root, CONFIG)
+    made = World(places, root, CONFIG, [])
     made.write({})
-    main(["fit", "--config", places["config"]])
+    with pytest.MonkeyPatch.context() as environment:
+        for name in ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY"):
+            environment.setenv(name, SECRET)
+        main(["fit", "--config", places["config"]])
+    made.leaks.extend(str(path) for path in root.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes())
     [checkpoint] = (root / "runs").rglob("*.ckpt")
     shutil.copy(checkpoint, root / "good.ckpt")
     student = (root / "runs" / "student").rename(root / "student")
@@ -245,6 +253,11 @@ def test_what_was_there_stays(
     assert left == ["runs/config.yaml", "runs/lightning_logs/version_0/metrics.csv"]
     assert (tmp_path / "runs" / "config.yaml").read_text() == "of an earlier run"
     assert [path.name for path in (tmp_path / "runs" / "lightning_logs").iterdir()] == ["version_0"]
+
+
+def test_no_secret_is_written(world: World) -> None:
+    """Stops a key in the environment from being found in a log, a report or a checkpoint that is shared."""
+    assert world.leaks == []
 
 
 def test_the_files_of_other_models_are_told_by_name() -> None:

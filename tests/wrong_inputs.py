@@ -350,6 +350,19 @@ TABLE: dict[str, Wrong] = {
         },
     ),
     # ------------------------------------------------------------------------------------ checkpoints
+    "a secret in the file": Wrong(
+        FIT,
+        ("`trainer.logger.init_args.settings.api_key`", "WANDB_API_KEY"),
+        {
+            "trainer.logger": {
+                "class_path": "lightning.pytorch.loggers.WandbLogger",
+                "init_args": {"settings": {"api_key": "0123"}},
+            }
+        },
+    ),
+    "pickled values asked for": Wrong(
+        f"{FIT} --ckpt_path {{checkpoint}} --weights_only false", ("`--weights_only`", "unpickled")
+    ),
     "checkpoint": Wrong(f"{FIT} --ckpt_path no.ckpt", ("`--ckpt_path`", "'no.ckpt'", "no such file")),
     "checkpoint is a folder": Wrong(f"{FIT} --ckpt_path {{student}}", ("`--ckpt_path`", "{student}", "file")),
     "checkpoint is no checkpoint": Wrong(f"{FIT} --ckpt_path {{csv}}", ("`--ckpt_path`", "{csv}")),
@@ -361,7 +374,9 @@ TABLE: dict[str, Wrong] = {
         f"{FIT} --ckpt_path {{foreign_checkpoint}}", ("`--ckpt_path`", "{foreign_checkpoint}")
     ),
     "checkpoint of another student": Wrong(
-        f"{FIT} --ckpt_path {{checkpoint}}", ("`--ckpt_path`", "{checkpoint}"), {"model.student.config.hidden_size": 8}
+        f"{FIT} --ckpt_path {{checkpoint}}",
+        ("`--ckpt_path`", "word_embeddings.weight of another shape"),
+        {"model.student.config.hidden_size": 8},
     ),
     "checkpoint of a later version": Wrong(
         f"{FIT} --ckpt_path {{later_checkpoint}}", ("`--ckpt_path`", "{later_checkpoint}", "version")
