@@ -119,3 +119,10 @@ def test_a_graph_names_no_file_elsewhere(tmp_path: Path) -> None:
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(InputError, match="damaged"):
         ONNXRuntimeInt8.open(folder)
+    weight.external_data[0].value = "weights"
+    del graph.initializer[:]
+    graph.initializer.append(weight)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    (folder / "weights").write_bytes(b"\0" * 16)
+    assert ONNXRuntimeInt8.open(folder)({})["logits"].tolist() == [0, 0, 0, 0]
