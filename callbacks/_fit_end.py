@@ -113,7 +113,6 @@ def check_file(name: str, path: Path) -> None:
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Have ``write`` fill a new folder, and only then give it its final name; what stood there before is replaced."""
-    check_output("path", folder)
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
