@@ -28,7 +28,6 @@ Stored = Literal["float16", "float32"]
 #: Rows that are written and, after an interruption, computed again together.
 SHARD = 1024
 _IDENTITY = "identity.json"
-_FILES = {"all", "top", "classes", "rest"}
 
 
 @dataclass(frozen=True)
@@ -116,18 +115,19 @@ class CachedLogits:
         self._per_token = {name: each.per_token for name, each in about.items()}
         self._arrays: dict[str, dict[str, NDArray[Any]]] = {}
         for name, each in about.items():
-            expected_arrays = each.arrays(rows, identity.get("dtype", "float16"), identity.get("top_k"))
-            if set(each.files) != set(expected_arrays):
+            arrays = {part: _mapped(folder / file) for part, file in each.files.items()}
+            first = arrays["all" if "all" in arrays else "top"]
+            top_k = None if "all" in arrays else first.shape[-1]
+            kinds = each.arrays(rows, str(first.dtype), top_k)
+            if set(arrays) != set(kinds) or str(first.dtype) not in ("float16", "float32"):
                 raise _damaged(folder / _IDENTITY)
-            self._arrays[name] = {}
-            for part, (kind, shape) in expected_arrays.items():
-                file = folder / each.files[part]
-                array = _mapped(file)
+            for part, (kind, shape) in kinds.items():
+                array, file = arrays[part], folder / each.files[part]
                 if array.shape != shape or array.dtype != np.dtype(kind) or each.checksums.get(part) != _checksum(file):
                     raise _damaged(file)
                 if part == "classes" and len(array) and not 0 <= array.min() <= array.max() < (each.classes or 0):
                     raise _damaged(file)
-                self._arrays[name][part] = array
+            self._arrays[name] = arrays
         self._starts = rows.starts
         self._order = np.argsort(rows.index, kind="stable")
         self._sorted = rows.index[self._order]
@@ -204,7 +204,8 @@ def _read_about(folder: Path) -> dict[str, _About]:
             whole = isinstance(each.per_token, bool) and (each.classes is None or type(each.classes) is int)
             whole = whole and isinstance(each.checksums, dict)
             own = {"all": f"{name}.npy"} if "all" in each.files else {part: f"{name}.{part}.npy" for part in each.files}
-            if not name.isidentifier() or not whole or each.files != own or not set(own) <= _FILES:
+            whole = whole and set(own) in ({"all"}, {"top", "classes", "rest"})
+            if not name.isidentifier() or not whole or each.files != own:
                 raise _damaged(folder / _IDENTITY)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(folder / _IDENTITY) from error
