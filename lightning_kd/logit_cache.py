@@ -117,7 +117,7 @@ class CachedLogits:
         for name, each in about.items():
             arrays = {part: _mapped(folder / file) for part, file in each.files.items()}
             first = arrays["all" if "all" in arrays else "top"]
-            top_k = None if "all" in arrays else first.shape[-1]
+            top_k = None if "all" in arrays else first.shape[-1] if first.ndim else 0
             kinds = each.arrays(rows, str(first.dtype), top_k)
             if set(arrays) != set(kinds) or str(first.dtype) not in ("float16", "float32"):
                 raise _damaged(folder / _IDENTITY)
