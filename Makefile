@@ -1,5 +1,6 @@
 # make quickstart   train a small teacher and distill it into a student, on synthetic data
 # make test         lint, format, types, tests
+# make audit        compare the pinned versions with known vulnerabilities; needs a network
 # make clean        remove .venv, builds and caches; runs/ stays
 #
 # Both work in .venv/, which is made on the first call. PYTHON=python3.12 make ... makes it with another Python.
@@ -19,7 +20,7 @@ export HF_HUB_OFFLINE := 1
 export WANDB_MODE := offline
 export WANDB_SILENT := true
 
-.PHONY: quickstart test lint typecheck clean
+.PHONY: quickstart test lint typecheck audit clean
 .DELETE_ON_ERROR:
 
 quickstart: $(BASE)
@@ -55,6 +56,12 @@ $(DEV): $(REQUIREMENTS)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -e '.[dev]'
 	touch $(BASE) $@
+
+# In an environment of its own: pip-audit is no part of what it looks at.
+audit:
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/python -m pip install -q --disable-pip-version-check pip-audit
+	build/audit/bin/pip-audit -r constraints.txt --no-deps --disable-pip --progress-spinner off
 
 clean:
 	rm -rf $(VENV) build dist lightning_kd.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

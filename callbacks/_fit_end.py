@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,12 +13,15 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from transformers import PreTrainedModel
 
+from lightning_kd._checks import expected
 from lightning_kd.models import freeze
 from lightning_kd.module import DistillationModule
 
 __all__ = [
     "best_student",
     "callbacks_of",
+    "check_file",
+    "check_output",
     "data_of",
     "is_trial",
     "on_rank_zero",
@@ -92,6 +95,30 @@ def output_path(trainer: L.Trainer, given: str | None, default: str) -> Path:
 def task_of(trainer: L.Trainer) -> str:
     """The name of the task, where the module has several; else an empty one."""
     return getattr(trainer, "task", "")
+
+
+def check_output(name: str, folder: Path, sources: Iterable[str | None] = ()) -> None:
+    """Refuse a folder that a model cannot be written to: it would replace what is no model, or one that is read.
+
+    Args:
+        name: The argument that names it.
+        folder: What stands there is replaced.
+        sources: The folders that models come from.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise expected(name, "a folder", str(folder), "There is a file of that name.")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
+        way_out = "It is replaced as a whole: give a folder that is new, empty or holds a model (a config.json)."
+        raise expected(name, "the folder of a model", str(folder), way_out)
+    for source in sources:
+        if source is not None and folder.resolve() in (Path(source).resolve(), *Path(source).resolve().parents):
+            raise expected(name, "another folder than those of the models that are read", str(folder))
+
+
+def check_file(name: str, path: Path) -> None:
+    """Refuse a file that cannot be written, as a folder has its name."""
+    if path.is_dir():
+        raise expected(name, "a file", str(path), "There is a folder of that name.")
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:

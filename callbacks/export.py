@@ -10,7 +10,16 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from transformers import PreTrainedTokenizerBase
 
 from lightning_kd._checks import expected
-from lightning_kd.callbacks._fit_end import best_student, data_of, is_trial, on_rank_zero, output_path, write_folder
+from lightning_kd.callbacks._fit_end import (
+    best_student,
+    check_output,
+    data_of,
+    is_trial,
+    on_rank_zero,
+    output_path,
+    write_folder,
+)
+from lightning_kd.folders import FORMAT
 from lightning_kd.models import load_config
 from lightning_kd.module import DistillationModule
 from lightning_kd.students import BiEncoderConfig, BiEncoderModel
@@ -32,6 +41,12 @@ class StudentExport(L.Callback):
         #: Where the student is, once it is written.
         self.folder: Path | None = None
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit" and not is_trial(trainer):
+            assert isinstance(pl_module, DistillationModule)  # noqa: S101  # the callbacks belong to this module
+            folder = output_path(trainer, self.path, "student")
+            check_output("export.path", folder, (source.path for source in pl_module.teacher_sources.values()))
+
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, DistillationModule)  # noqa: S101  # the callbacks belong to this module
         if is_trial(trainer):
@@ -39,7 +54,9 @@ class StudentExport(L.Callback):
         folder = output_path(trainer, self.path, "student")
 
         def write(partial: Path) -> None:
-            best_student(trainer, pl_module).save_pretrained(partial)
+            student = best_student(trainer, pl_module)
+            student.config.lightning_kd_format = FORMAT
+            student.save_pretrained(partial)
             save_tokenizer(trainer, partial)
 
         on_rank_zero(trainer, lambda: write_folder(folder, write))
@@ -72,6 +89,7 @@ class SentenceEncoderExport(L.Callback):
             raise expected(
                 "model.student", "a bi-encoder for SentenceEncoderExport", kind, "Set config: {model_type: bi_encoder}."
             )
+        check_output("path", output_path(trainer, self.path, "sentence_encoder"))
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, DistillationModule)  # noqa: S101

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_kd._checks import InputError
-from lightning_kd.callbacks._fit_end import data_of, output_path
+from lightning_kd.callbacks._fit_end import check_file, data_of, output_path
 
 __all__ = ["GLUESubmission", "PredictionWriter"]
 
@@ -28,6 +28,11 @@ class PredictionWriter(BasePredictionWriter):
     def __init__(self, path: str | None = None) -> None:
         super().__init__(write_interval="epoch")
         self.path = path
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "predict":
+            check_file("predictions.path", output_path(trainer, self.path, "predictions.jsonl"))
 
     def write_on_epoch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, predictions: Any, batch_indices: Any

@@ -15,6 +15,7 @@ from lightning_kd._checks import InputError, check_range, expected
 from lightning_kd.callbacks._fit_end import (
     best_student,
     callbacks_of,
+    check_output,
     data_of,
     is_trial,
     on_rank_zero,
@@ -22,6 +23,7 @@ from lightning_kd.callbacks._fit_end import (
     write_folder,
 )
 from lightning_kd.callbacks.export import save_tokenizer
+from lightning_kd.folders import FORMAT
 from lightning_kd.measure import evaluate
 from lightning_kd.module import DistillationModule
 from lightning_kd.quantization import Forward, Quantizer
@@ -108,6 +110,9 @@ class QuantizationCallback(L.Callback):
             if not hasattr(data_of(trainer), "evaluation_batches"):
                 raise InputError("`max_drop` needs a data module of lightning_kd.datamodules.")
         folder = output_path(trainer, self.export_dir, "int8")
+        if not is_trial(trainer):
+            sources = cast(DistillationModule, pl_module).teacher_sources.values()
+            check_output("export_dir", folder, (source.path for source in sources))
         for other in callbacks_of(trainer):
             if other is not self and isinstance(other, QuantizationCallback):
                 if output_path(trainer, other.export_dir, "int8") == folder:
@@ -167,6 +172,7 @@ class QuantizationCallback(L.Callback):
         def write(partial: Path) -> None:
             model = best_student(trainer, pl_module)
             model.config.architectures = [type(model).__name__]
+            model.config.lightning_kd_format = FORMAT
             model.config.save_pretrained(partial)
             save_tokenizer(trainer, partial)
             batches = self._calibration(trainer, pl_module)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -74,6 +75,9 @@ class TeacherCache(L.Callback):
         if not hasattr(data_of(trainer), "token_rows"):
             raise InputError("TeacherCache needs a data module of lightning_kd.datamodules.")
         self._missing = {}
+        for name in pl_module.teacher_sources:
+            if not re.fullmatch(r"\w[\w.-]*", name):  # it is the name of a folder
+                raise expected("model.teachers", "letters, digits and _.- in a teacher's name, with TeacherCache", name)
 
         def open_cache(name: str) -> CachedLogits | None:
             identity = self._identity(trainer, pl_module, name)
@@ -100,7 +104,7 @@ class TeacherCache(L.Callback):
         rows = data_of(trainer).token_rows("train", name)
         tokens = {key: rows.tokens[key] for key in _READ if key in rows.tokens}
         return {
-            "format": 1,
+            "format": 2,
             "teacher": fingerprint_of_teacher(module.teacher_sources[name]),
             "rows": fingerprint_of_rows(tokens, rows.offsets, rows.windows, rows.index),
             "precision": str(trainer.precision),

@@ -53,6 +53,8 @@ class TransformerDataModule(L.LightningDataModule):
     #: The splits of the data set that are validated on, one for each of ``evaluation_names``.
     validation_splits: Sequence[str] = ("validation",)
     label_column: str = "label"
+    #: The names of the tasks that the rows are for, the usual one first.
+    task_names: Sequence[str] = ("SequenceClassification", "MultiLabelClassification")
     #: Rows with the same text in this column are held out together; unless given, rows are held out one by one.
     holdout_column: str | None = None
     #: Whether a row has several labels or none: ``(rows, labels)`` of 0 and 1.
@@ -83,6 +85,8 @@ class TransformerDataModule(L.LightningDataModule):
         ):
             if value < 1:
                 raise expected(name, "at least 1", value)
+        if num_workers < 0:
+            raise expected("num_workers", "0 or more", num_workers)
         if holdout_size < 0:
             raise expected("holdout_size", "0 or more", holdout_size)
         if max_train_rows is not None and max_train_rows < 1:
@@ -126,7 +130,7 @@ class TransformerDataModule(L.LightningDataModule):
         check_folder(option, source)
         try:
             return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever transformers and tokenizers make of what is in the files
             raise expected(option, "a Hub name or a local folder with a tokenizer", source) from error
 
     # ---------------------------------------------------------------------------------------------- set up
@@ -297,6 +301,11 @@ class TransformerDataModule(L.LightningDataModule):
     def sizes(self) -> dict[str, int]:
         """Rows of each split that is loaded."""
         return {name: len(rows) for name, rows in self._rows.items()}
+
+    def longest(self, teacher: str | None = None) -> int:
+        """Tokens in the longest loaded row, as the student reads it, or a teacher with a tokenizer of its own."""
+        rows = [self.token_rows(name, teacher).lengths for name in self._rows]
+        return max((int(lengths.max()) for lengths in rows if len(lengths)), default=0)
 
     def texts(self, name: str) -> list[tuple[str, ...]]:
         """The texts of a loaded split, in the order of its rows, for what reads words rather than tokens."""

@@ -37,8 +37,8 @@ def _load(path: str, name: str | None) -> DatasetDict:
         builder = load_dataset_builder(path, name)
         files = {str(split): list(paths) for split, paths in builder.config.data_files.items()}
         return load_dataset(builder.name, data_files=files, features=builder.info.features)
-    except (OSError, ValueError) as error:  # nothing there, no connection, or no configuration of that name
-        reason = str(error).partition("\n")[0]
+    except Exception as error:  # nothing there, no connection, no such configuration, files of another kind, a script
+        reason = str(error.__cause__ or error).partition("\n")[0]
         raise expected(
             "data.path",
             "a Hub data set or a local folder with Parquet files" + (f" and the set {name!r}" if name else ""),

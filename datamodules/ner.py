@@ -63,6 +63,7 @@ class NERDataModule(TransformerDataModule):
     """
 
     metric_names = ("f1", "precision", "recall")
+    task_names = ("TokenClassification",)
 
     def __init__(
         self,

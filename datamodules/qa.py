@@ -94,6 +94,7 @@ class QADataModule(TransformerDataModule):
     label_column = "answers"
     holdout_column = "context"
     metric_names = ("f1", "exact_match")
+    task_names = ("QuestionAnswering",)
 
     def __init__(
         self,

@@ -56,6 +56,7 @@ class RunningTextDataModule(TransformerDataModule):
     """
 
     metric_names = ("perplexity",)
+    task_names = ("LanguageModeling",)
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import sys
 import warnings
 from collections.abc import Mapping
@@ -23,10 +24,12 @@ from lightning_kd import describe
 from lightning_kd._checks import InputError, expected, nearest
 from lightning_kd.callbacks import CompressionReport, PerTask, PredictionWriter, StudentExport, TeacherCache
 from lightning_kd.callbacks._fit_end import callbacks_of
+from lightning_kd.checkpoints import check_checkpoint
 from lightning_kd.models import ModelSource, has_tokenizer, load_config
 from lightning_kd.module import DistillationModule
 from lightning_kd.multi_task import MultiTaskModule, is_for_one_task
 from lightning_kd.trainer import CompressionTrainer
+from lightning_kd.typed import Typed, error_sentence, sentence_of, trainer_words
 
 __all__ = ["DistillationCLI", "main"]
 
@@ -36,7 +39,12 @@ _ELSEWHERE = ("best", "last", "hpc", "registry")
 
 
 #: What needs no configuration is no subcommand of Lightning's.
-_DESCRIBE = "Without a config: `describe MODEL [MODEL ...]` shows where the parameters of models are, side by side."
+_DESCRIBE = (
+    "Without a config: `describe MODEL [MODEL ...]` shows where the parameters of models are, side by side. Wrong "
+    "input is answered with one sentence; LIGHTNING_KD_TRACEBACK=1 in the environment shows where it comes from."
+)
+#: The variable that asks for tracebacks.
+_TRACEBACK = "LIGHTNING_KD_TRACEBACK"
 
 
 class DistillationCLI(LightningCLI):
@@ -72,22 +80,67 @@ class DistillationCLI(LightningCLI):
         parser.add_lightning_class_args(CompressionReport, "report")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
 
+    def _parse_ckpt_path(self) -> None:
+        """Check the checkpoint; unlike Lightning's, never put its hyperparameters in the place of what was typed."""
+        config = self.config[self.config.subcommand]
+        if "weights_only" in config:
+            if config.weights_only is False:
+                raise expected("weights_only", "true or left out", "false", "Nothing is unpickled from a checkpoint.")
+            config.weights_only = True  # or a checkpoint from an address would be unpickled
+        checkpoint = config.get("ckpt_path")
+        if checkpoint is None or "://" in checkpoint:
+            return
+        if checkpoint not in _ELSEWHERE:
+            check_checkpoint("ckpt_path", checkpoint)
+        elif checkpoint == "best" and self.config.subcommand != "fit":
+            raise expected("ckpt_path", "a checkpoint file", checkpoint, "Only a run that has trained knows its best.")
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except (
+            ArithmeticError,
+            AttributeError,
+            ImportError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
+            if error_sentence(error) is not None:
+                raise
+            cause = error
+            while isinstance(cause.__cause__, Exception):
+                cause = cause.__cause__  # type: ignore[assignment]
+            sentence = trainer_words(str(cause)).rstrip(".")
+            raise InputError(f"What the configuration describes cannot be made: {sentence}.") from error
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         trainer = super().instantiate_trainer(**kwargs)
         # The float student is written first: it is there, whatever a quantizer does. Teachers run over all rows last,
         # once whatever can be refused before the first batch has been.
-        order = {StudentExport: 0, TeacherCache: 2}
+        order = {StudentExport: 0, _LogConfig: 2, TeacherCache: 3}
         callbacks = callbacks_of(trainer)
         callbacks.sort(key=lambda one: order.get(type(one.callback if isinstance(one, PerTask) else one), 1))
         if isinstance(self.model, MultiTaskModule):
             callbacks[:] = [PerTask(one) if is_for_one_task(one) else one for one in callbacks]
         return trainer
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        logged = [Path(path) for each in self.trainer.loggers if (path := getattr(each, "log_dir", None))]
+        made = [folder for folder in (*logged, Path(self.trainer.default_root_dir)) if not folder.exists()]
+        there = {folder: next(each for each in folder.absolute().parents if each.exists()) for folder in made}
+        try:
+            super()._run_subcommand(subcommand)
+        except Exception:
+            started = [callback.started for callback in callbacks_of(self.trainer) if isinstance(callback, _LogConfig)]
+            if self.trainer.is_global_zero and not any(started):
+                for folder in made:
+                    _remove(folder, there[folder], folder in logged)
+            raise
+
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        checkpoint = config.get("ckpt_path")
-        if checkpoint is not None and not (checkpoint in _ELSEWHERE or ":" in checkpoint or os.path.exists(checkpoint)):
-            raise expected("ckpt_path", "a checkpoint file, best or last", checkpoint, "There is no such file.")
         tasks, datas = config.model.get("tasks"), config.data.init_args.get("tasks")
         if tasks is None or datas is None:
             self._follow(config.data.init_args, config.model.student, config.model.get("teachers"), "model")
@@ -137,61 +190,77 @@ def _gives_tasks(config: Any) -> bool:
 
 
 class _LogConfig(SaveConfigCallback):
-    """Saves the configuration beside the logs, and sends it to the loggers."""
+    """Saves the configuration beside the logs, and sends it to the loggers, once nothing can be refused any more."""
+
+    #: Whether a batch has been near.
+    started = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        pl_module._log_hyperparams = False  # they are a part of the configuration, and would come again as one
+
+    def _start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.started = True
+        super().setup(trainer, pl_module, str(trainer.state.fn))
+
+    on_fit_start = on_validation_start = on_test_start = on_predict_start = _start
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        pl_module._log_hyperparams = False  # they are a part of the configuration, and would come again as one
         config = json.loads(self.parser.dump(self.config, format="json", skip_none=False))
         for logger in trainer.loggers:
             logger.log_hyperparams(config)
 
 
+def _remove(folder: Path, root: Path, everything: bool) -> None:
+    """Take away a folder that a refused run has made, and those above it, up to ``root``, that are empty.
+
+    Args:
+        folder: The folder.
+        root: Was there before the run.
+        everything: Whether its files go, too.
+    """
+    if everything:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder = folder.absolute()
+    while folder != root:
+        try:
+            folder.rmdir()
+        except FileNotFoundError:
+            pass
+        except OSError:  # something is in it
+            return
+        folder = folder.parent
+
+
 class _Parser(LightningArgumentParser):
     """Says what is wrong with the arguments in one sentence."""
 
+    #: What was typed; set by :func:`main`.
+    typed: Typed | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error or os.environ.get("LIGHTNING_KD_TRACEBACK"):
+        if not self.exit_on_error or os.environ.get(_TRACEBACK):
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
-        own = _input_error(ex)
+        typed = self.typed or Typed([])
+        own = None if ex is None else error_sentence(ex)
         if own is not None:
-            self.exit(2, f"error: {own}\n")
-        unknown = re.match(r"unrecognized arguments: (--?[^\s=]+)", message)
-        wrong = re.match(r"argument subcommand: invalid choice: '([^']*)'", message)
-        if wrong:
-            names = [*DistillationCLI.subcommands(), "describe"]
+            self.exit(2, f"error: {typed.in_words(own)}\n")
+        names = [*DistillationCLI.subcommands(), "describe"]
+        if wrong := re.match(r"argument subcommand: invalid choice: '([^']*)'", message):
             sentence = f"There is no subcommand `{wrong[1]}`. {nearest(wrong[1], names)} There are {', '.join(names)}."
             sentence = sentence.replace("  ", " ")
-        elif unknown:
-            options = [option for action in parser._actions for option in action.option_strings]
-            sentence = f"There is no option `{unknown[1]}`. {nearest(unknown[1], options)}".strip()
+        elif '"subcommand"' in message:
+            sentence = f"The first word has to be a subcommand: {', '.join(names)}."
         else:
-            sentence = _one_sentence(message)
+            subcommand = re.match(r"Subcommand '(\w+)'", message)  # of a file
+            if subcommand:
+                parser = self._subcommands_action.choices[subcommand[1]]  # type: ignore[union-attr]
+            options = [option for action in parser._actions for option in action.option_strings]
+            sentence = sentence_of(message, typed, options)
         self.exit(2, f"error: {sentence} See `{parser.prog.replace(' [options]', '')} --help`.\n")
-
-
-#: What jsonargparse tells of its own workings, one line each.
-_WORKINGS = re.compile(
-    r"Does not validate against|Subtypes: |Errors:$|Given value|Expected a path but |Expected a <class 'NoneType'>|"
-    r"Subclass types expect one of|a class path \(str\)|a dict with|$"
-)
-
-
-def _one_sentence(message: str) -> str:
-    """What the user has to know of a message of jsonargparse's, whose unions take a line for each of their types."""
-    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
-    text = "; ".join([line for line in lines if not _WORKINGS.match(line)] or lines).replace(":; ", ": ")
-    text = re.sub(r'Parser key "([^"]+)":', r"`\1`:", text)
-    text = re.sub(r"Expected a typing\.Literal\[([^]]*)\]", r"Expected one of \1", text)
-    text = re.sub(r"Expected a <class '([^']+)'>", r"Expected a value of type \1", text)
-    return re.sub(r"\. Got value: ", ", but got ", text).rstrip(".") + "."
-
-
-def _input_error(error: BaseException | None) -> InputError | None:
-    """The error of ours that jsonargparse has wrapped in its own, if there is one."""
-    while error is not None and not isinstance(error, InputError):
-        error = error.__cause__
-    return error
 
 
 def main(args: ArgsType = None) -> None:
@@ -201,18 +270,22 @@ def main(args: ArgsType = None) -> None:
         args: What was typed; ``sys.argv`` unless given.
     """
     _hush()
-    typed = sys.argv[1:] if args is None else args
+    words = sys.argv[1:] if args is None else args
+    typed = None
     try:
-        if isinstance(typed, list) and typed[:1] == ["describe"]:
-            describe.main(typed[1:])
+        typed = _Parser.typed = Typed(words if isinstance(words, list) else [])
+        if isinstance(words, list) and words[:1] == ["describe"]:
+            describe.main(words[1:])
         else:
             DistillationCLI(args)
-    except ValueError as error:
-        own = _input_error(error)
-        if own is None or os.environ.get("LIGHTNING_KD_TRACEBACK"):
+    except Exception as error:
+        sentence = error_sentence(error, typed)
+        if sentence is None or os.environ.get(_TRACEBACK):
             raise
-        print(f"error: {own}", file=sys.stderr)
+        print(f"error: {typed.in_words(sentence) if typed else sentence}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        _Parser.typed = None
 
 
 def _hush() -> None:
@@ -220,6 +293,7 @@ def _hush() -> None:
     transformers_logging.set_verbosity_error()  # that a student's head starts from random weights, above all
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*`tensorboardX` has been removed as a dependency")
     warnings.filterwarnings("ignore", message="The dirpath has changed")  # every run has a folder of its own
     warnings.filterwarnings("ignore", message="Metric `SpearmanCorrcoef` will save all targets")  # a number a row
     warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")  # the records have their own

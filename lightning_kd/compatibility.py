@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
+from torch import nn
 from transformers import AutoTokenizer, PretrainedConfig
 
 from lightning_kd._checks import InputError, expected, nearest
 from lightning_kd.losses import DistillationLoss
-from lightning_kd.models import ModelSource, has_tokenizer
+from lightning_kd.models import ModelSource, has_tokenizer, num_positions
 from lightning_kd.tasks import Task
 
 __all__ = [
     "check_labels",
+    "check_length",
     "check_loss",
     "check_loss_teachers",
+    "check_state",
     "check_task",
     "check_terms",
     "check_vocabulary",
@@ -33,8 +36,19 @@ def _in_brackets(names: list[str] | None) -> str:
     return f" ({', '.join(names)})" if names else ""
 
 
-def check_task(task: Task, multi_label: bool) -> None:
-    """Refuse a task for one label a row where the data have several, and the other way round."""
+def check_task(task: Task, multi_label: bool, tasks: Sequence[str] = ()) -> None:
+    """Refuse a task that is not the data's: for one label a row where they have several, for tags, for answers.
+
+    Args:
+        task: The task.
+        multi_label: Whether a row of the data has several labels.
+        tasks: The names of the tasks that the data module serves; any unless given.
+    """
+    if tasks and not {kind.__name__ for kind in type(task).__mro__} & set(tasks):
+        raise InputError(
+            f"The data are for {' or '.join(tasks)}, but the task is {type(task).__name__}: set model.task.class_path "
+            f"to lightning_kd.tasks.{tasks[0]}, or take other data."
+        )
     if task.multi_label != multi_label:
         labels = "any number of labels" if multi_label else "one label"
         kind = "MultiLabelClassification" if multi_label else "SequenceClassification"
@@ -62,9 +76,47 @@ def check_labels(who: str, config: PretrainedConfig, label_names: list[str] | No
         )
 
 
+def check_length(name: str, model: nn.Module, longest: int) -> None:
+    """Refuse rows that are longer than a model has positions for.
+
+    Args:
+        name: The argument that names the model.
+        model: With a table of positions, or without, then any length will do.
+        longest: Tokens in the longest row.
+    """
+    positions = num_positions(model)
+    if positions is not None and longest > positions:
+        raise InputError(
+            f"The longest row of the data has {longest} tokens, but `{name}` has {positions} positions: set "
+            "`data.max_length` to that, or take a longer model."
+        )
+
+
+def check_state(stored: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Refuse the weights of a checkpoint that are not those of the module.
+
+    Args:
+        stored: From the checkpoint, by name.
+        own: What the module has.
+    """
+    wrong = sorted(set(stored) ^ set(own))
+    shapes = [key for key in own if key in stored and getattr(stored[key], "shape", None) != own[key].shape]
+    if wrong or shapes:
+        key = (wrong or shapes)[0]
+        what = f"{key} of another shape" if not wrong else f"{'no ' if key in own else ''}{key}"
+        raise InputError(
+            f"Expected argument `ckpt_path` to be a checkpoint of this student and these losses, but it has {what}: "
+            "take the configuration that it was trained with, or leave ckpt_path out."
+        )
+
+
 def check_vocabulary(name: str, source: ModelSource, config: PretrainedConfig, tokenizer: Any) -> None:
     """Refuse a model that reads another vocabulary than the data module's tokenizer writes."""
-    remedy = "the model's own tokenizer" if name == "model.student" else "the teacher's in teacher_tokenizers"
+    remedy = (
+        "the model's own tokenizer as data.tokenizer"
+        if name == "model.student"
+        else "the teacher's in teacher_tokenizers"
+    )
     if len(tokenizer) > config.vocab_size:
         raise InputError(
             f"The tokenizer of the data has {len(tokenizer)} tokens, but `{name}` has embeddings for "
@@ -72,7 +124,7 @@ def check_vocabulary(name: str, source: ModelSource, config: PretrainedConfig, t
         )
     if source.path is None or source.from_scratch or not has_tokenizer(source.path):
         return
-    own = AutoTokenizer.from_pretrained(source.path, revision=source.revision)
+    own = AutoTokenizer.from_pretrained(source.path, revision=source.revision, trust_remote_code=False)
     if own.get_vocab() != tokenizer.get_vocab():
         raise InputError(
             f"`{name}` ({source.path}) reads another vocabulary than the data's tokenizer writes: "

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -16,9 +17,10 @@ from rich.table import Table
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
-from lightning_kd._checks import InputError, check_range, expected
+from lightning_kd._checks import InputError, check_range, expected, nearest
+from lightning_kd.folders import check_config, check_size
 from lightning_kd.measure import paired_speedup, time_interleaved
-from lightning_kd.models import check_folder, layer_list
+from lightning_kd.models import check_folder, layer_list, num_positions
 from lightning_kd.quantization import Forward
 from lightning_kd.runner import Runner, quantizer_of, task_of
 
@@ -115,6 +117,7 @@ class _Opened:
     forward: Forward | None
     vocab_size: int
     input_names: Sequence[str]
+    positions: int | None = None
 
 
 def describe(paths: Sequence[str], times: bool = False, length: int = 32, threads: int = 1) -> Table:
@@ -132,6 +135,10 @@ def describe(paths: Sequence[str], times: bool = False, length: int = 32, thread
     check_range("length", length, 1)
     check_range("threads", threads, 1)
     models = {path: _open(path, times, threads) for path in dict.fromkeys(paths)}
+    positions = {path: model.positions for path, model in models.items() if model.positions is not None}
+    if times and positions and length > min(positions.values()):
+        shortest = min(positions, key=lambda path: positions[path])
+        raise expected("length", f"at most {positions[shortest]}, the positions that {shortest} has", length)
     table = table_of({path: model.parts for path, model in models.items()})
     if times:
         limit = min(model.vocab_size for model in models.values())
@@ -161,7 +168,8 @@ def _open(path: str, times: bool, threads: int) -> _Opened:
         runner = Runner.open(folder, threads) if times else None
         names = runner.tokenizer.model_input_names if runner else []
         parts = {file.name: Part(file.stat().st_size) for file in files}
-        return _Opened(parts, runner.forward if runner else None, config.vocab_size, names)
+        positions = getattr(config, "max_position_embeddings", None)
+        return _Opened(parts, runner.forward if runner else None, config.vocab_size, names, positions)
     model = _load(path, config)
     parts = parts_of(model)
     if not times:
@@ -172,16 +180,18 @@ def _open(path: str, times: bool, threads: int) -> _Opened:
         with torch.inference_mode():
             return {"output": model(**inputs)[0]}
 
-    return _Opened(parts, forward, config.vocab_size, _input_names(path))
+    return _Opened(parts, forward, config.vocab_size, _input_names(path), num_positions(model))
 
 
 def _config_of(path: str) -> PretrainedConfig:
     check_folder("MODEL", path)
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # whatever transformers makes of what is in the file
         way_out = "Check the spelling, and that the Hub can be reached."
         raise expected("MODEL", "a local folder with a config.json or a Hub name", path, way_out) from error
+    check_config("MODEL", path, config)
+    return config
 
 
 def _load(path: str, config: PretrainedConfig) -> PreTrainedModel:
@@ -189,22 +199,39 @@ def _load(path: str, config: PretrainedConfig) -> PreTrainedModel:
     architecture = (config.architectures or ["AutoModel"])[0]
     kind = getattr(transformers, architecture, None) or task_of(config).auto_class
     try:
+        check_size("MODEL", path, kind, config)
         return kind.from_pretrained(path, config=config, dtype="auto")
-    except (OSError, ValueError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # whatever transformers, safetensors and torch make of what is in the files
         reason = str(error).partition("\n")[0]
         raise expected("MODEL", f"a model with weights for {architecture}", path, reason) from error
 
 
 def _input_names(path: str) -> list[str]:
     try:
-        return AutoTokenizer.from_pretrained(path).model_input_names
-    except (OSError, ValueError):
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False).model_input_names
+    except Exception:  # whatever transformers makes of what is in the files
         return ["attention_mask"]  # a folder without a tokenizer
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        options = [option for action in self._actions for option in action.option_strings]
+        if unknown := re.match(r"unrecognized arguments: (\S+)", message):
+            raise InputError(f"There is no option `{unknown[1]}`. {nearest(unknown[1], options)}".strip())
+        if wrong := re.match(r"argument --(\w+): invalid int value: '(.*)'", message):
+            raise expected(wrong[1], "a whole number", wrong[2])
+        if "MODEL" in message:
+            raise expected("MODEL", "folders or Hub names of models", "nothing")
+        raise InputError(f"{message[:1].upper()}{message[1:]}.")
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run ``lightning-kd describe`` with ``arguments``."""
-    parser = argparse.ArgumentParser(prog="lightning-kd describe", description="Where the parameters of models are.")
+    parser = _Parser("lightning-kd describe", description="Where the parameters of models are.", allow_abbrev=False)
     parser.add_argument("models", nargs="+", metavar="MODEL", help="folder, float or int8, or Hub name")
     parser.add_argument("--times", action="store_true", help="add the median latency of one row, measured in turns")
     parser.add_argument("--length", type=int, default=32, help="tokens in that row (default: 32)")

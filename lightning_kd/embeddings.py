@@ -62,7 +62,7 @@ def start_embeddings(model: PreTrainedModel, source: ModelSource, tokenizer: Any
     try:
         own = AutoTokenizer.from_pretrained(path, trust_remote_code=False) if has_tokenizer(path) else None
         trained = AutoModel.from_pretrained(path, dtype=torch.float32, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever transformers, safetensors and torch make of what is in the files
         raise expected(option, "a trained model", path, str(error).partition("\n")[0]) from error
     if tokenizer is None or own is None or own.get_vocab() != tokenizer.get_vocab():
         raise InputError(

@@ -6,8 +6,9 @@ import hashlib
 import json
 import math
 import shutil
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ Stored = Literal["float16", "float32"]
 
 #: Rows that are written and, after an interruption, computed again together.
 SHARD = 1024
+_IDENTITY = "identity.json"
 
 
 @dataclass(frozen=True)
@@ -108,16 +110,24 @@ class CachedLogits:
 
     def __init__(self, folder: Path, rows: Rows, identity: Mapping[str, Any]) -> None:
         check_identity(folder, identity)
-        about = json.loads((folder / "identity.json").read_text(encoding="utf-8"))["logits"]
-        self.num_classes: dict[str, int | None] = {name: each["classes"] for name, each in about.items()}
-        self._per_token = {name: each["per_token"] for name, each in about.items()}
+        about = _read_about(folder)
+        self.num_classes = {name: each.classes for name, each in about.items()}
+        self._per_token = {name: each.per_token for name, each in about.items()}
         self._arrays: dict[str, dict[str, NDArray[Any]]] = {}
-        total = {True: int(rows.starts[-1]), False: len(rows)}
         for name, each in about.items():
-            self._arrays[name] = {part: _mapped(folder / file) for part, file in each["files"].items()}
-            for part, array in self._arrays[name].items():
-                if len(array) != total[each["per_token"]]:
-                    raise _damaged(folder / each["files"][part])
+            arrays = {part: _mapped(folder / file) for part, file in each.files.items()}
+            first = arrays["all" if "all" in arrays else "top"]
+            top_k = None if "all" in arrays else first.shape[-1] if first.ndim else 0
+            kinds = each.arrays(rows, str(first.dtype), top_k)
+            if set(arrays) != set(kinds) or str(first.dtype) not in ("float16", "float32"):
+                raise _damaged(folder / _IDENTITY)
+            for part, (kind, shape) in kinds.items():
+                array, file = arrays[part], folder / each.files[part]
+                if array.shape != shape or array.dtype != np.dtype(kind) or each.checksums.get(part) != _checksum(file):
+                    raise _damaged(file)
+                if part == "classes" and len(array) and not 0 <= array.min() <= array.max() < (each.classes or 0):
+                    raise _damaged(file)
+            self._arrays[name] = arrays
         self._starts = rows.starts
         self._order = np.argsort(rows.index, kind="stable")
         self._sorted = rows.index[self._order]
@@ -157,10 +167,64 @@ class CachedLogits:
         return values.scatter(-1, classes.long(), top.float())
 
 
+@dataclass(frozen=True)
+class _About:
+    """What ``identity.json`` says of logits.
+
+    Args:
+        per_token: Whether each token has some.
+        classes: How many there are; None where each token has a number.
+        files: By what they hold, ``all``, or ``top``, ``classes`` and ``rest``: names in the same folder.
+        checksums: Of the files, once they are complete.
+    """
+
+    per_token: bool
+    classes: int | None
+    files: dict[str, str]
+    checksums: dict[str, int] = field(default_factory=dict)
+
+    def arrays(self, rows: Rows, dtype: str, top_k: int | None) -> dict[str, tuple[Any, tuple[int, ...]]]:
+        """The type and the shape of each file."""
+        total = int(rows.starts[-1]) if self.per_token else len(rows)
+        width = () if self.classes is None else (top_k or self.classes,)
+        if top_k is None:
+            return {"all": (dtype, (total, *width))}
+        number = np.uint16 if self.classes is not None and self.classes <= 2**16 else np.int32
+        return {"top": (dtype, (total, *width)), "classes": (number, (total, *width)), "rest": (np.float32, (total,))}
+
+
+def _read_about(folder: Path) -> dict[str, _About]:
+    """What is known of each of the logits in a folder; nothing in it names a file that is elsewhere."""
+    try:
+        content = json.loads((folder / _IDENTITY).read_text(encoding="utf-8"))["logits"]
+        about = {name: _About(**each) for name, each in content.items()}
+        if not about:
+            raise _damaged(folder / _IDENTITY)
+        for name, each in about.items():
+            whole = isinstance(each.per_token, bool) and (each.classes is None or type(each.classes) is int)
+            whole = whole and isinstance(each.checksums, dict)
+            own = {"all": f"{name}.npy"} if "all" in each.files else {part: f"{name}.{part}.npy" for part in each.files}
+            whole = whole and set(own) in ({"all"}, {"top", "classes", "rest"})
+            if not name.isidentifier() or not whole or each.files != own:
+                raise _damaged(folder / _IDENTITY)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise _damaged(folder / _IDENTITY) from error
+    return about
+
+
+def _checksum(file: Path) -> int:
+    """Of a file's content; a bit that has turned over in it would be a wrong logit."""
+    found = 0
+    with file.open("rb") as opened:
+        while block := opened.read(2**20):
+            found = zlib.crc32(block, found)
+    return found
+
+
 def _mapped(file: Path) -> NDArray[Any]:
     try:
         mapped: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # numpy evaluates a header as Python literals, and allocates what it says
         raise _damaged(file) from error
     return mapped
 
@@ -172,7 +236,7 @@ def _damaged(file: Path) -> InputError:
     )
 
 
-def check_identity(folder: Path, identity: Mapping[str, Any], file: str = "identity.json") -> None:
+def check_identity(folder: Path, identity: Mapping[str, Any], file: str = _IDENTITY) -> None:
     """Refuse cached logits that are of something else.
 
     Raises:
@@ -180,8 +244,10 @@ def check_identity(folder: Path, identity: Mapping[str, Any], file: str = "ident
     """
     try:
         own = json.loads((folder / file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(folder / file) from error
+    if not isinstance(own, dict):
+        raise _damaged(folder / file)
     different = [part for part, value in identity.items() if own.get(part) != value]
     if different:
         what = " and with ".join(_PARTS[part] for part in different)
@@ -229,29 +295,20 @@ class LogitWriter:
         Raises:
             InputError: If the unfinished files are of something else, or ``top_k`` does not fit.
         """
-        if (self._partial / "identity.json").exists():
+        if (self._partial / _IDENTITY).exists():
             check_identity(self._partial, self.identity)
             return
-        about: dict[str, dict[str, Any]] = {}
+        about: dict[str, _About] = {}
         arrays: dict[str, tuple[Any, tuple[int, ...]]] = {}
         for name, (per_token, values) in example.items():
             num_classes = values.shape[-1] if values.dim() else None
             if self.top_k is not None and (num_classes is None or not 0 < self.top_k < num_classes):
                 what = "left out for answers" if num_classes is None else f"from 1 to {num_classes - 1} for {name}"
                 raise expected("top_k", what, self.top_k)
-            total = int(self.rows.starts[-1]) if per_token else len(self.rows)
-            width = () if num_classes is None else (self.top_k or num_classes,)
-            parts: dict[str, tuple[Any, tuple[int, ...]]] = {"all": (self.dtype, (total, *width))}
-            if self.top_k is not None:
-                number = np.uint16 if num_classes is not None and num_classes <= 2**16 else np.int32
-                parts = {
-                    "top": (self.dtype, (total, *width)),
-                    "classes": (number, (total, *width)),
-                    "rest": (np.float32, (total,)),
-                }
+            parts = _About(per_token, num_classes, {}).arrays(self.rows, self.dtype, self.top_k)
             files = {part: f"{name}.npy" if part == "all" else f"{name}.{part}.npy" for part in parts}
             arrays |= {files[part]: array for part, array in parts.items()}
-            about[name] = {"per_token": per_token, "classes": num_classes, "files": files}
+            about[name] = _About(per_token, num_classes, files)
         needed = sum(np.dtype(kind).itemsize * math.prod(shape) for kind, shape in arrays.values())
         self._partial.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self._partial.parent).free
@@ -263,7 +320,11 @@ class LogitWriter:
         self._partial.mkdir(exist_ok=True)
         for file, (kind, shape) in arrays.items():
             np.lib.format.open_memmap(self._partial / file, mode="w+", dtype=kind, shape=shape).flush()
-        _write_json(self._partial / "identity.json", self.identity | {"logits": about})
+        self._write_about(about)
+
+    def _write_about(self, about: Mapping[str, _About]) -> None:
+        content = self.identity | {"logits": {name: asdict(each) for name, each in about.items()}}
+        _write_json(self._partial / _IDENTITY, content)
 
     def missing(self) -> list[int]:
         """The shards that are not there yet."""
@@ -282,17 +343,17 @@ class LogitWriter:
             batches: For some rows at a time, their places and their logits by name: ``(rows, C)``, or those of all of
                 their tokens one after the other, ``(tokens, C)`` or ``(tokens,)``.
         """
-        about = json.loads((self._partial / "identity.json").read_text(encoding="utf-8"))["logits"]
+        about = _read_about(self._partial)
         opened = {
             (name, part): np.lib.format.open_memmap(self._partial / file, mode="r+")
             for name, each in about.items()
-            for part, file in each["files"].items()
+            for part, file in each.files.items()
         }
         starts = self.rows.starts
         for places, logits in batches:
             for name, values in logits.items():
                 at = np.asarray(places)
-                if about[name]["per_token"]:
+                if about[name].per_token:
                     at = np.concatenate([np.arange(starts[place], starts[place + 1]) for place in places])
                 for part, array in self._parts(values.float().cpu()).items():
                     opened[name, part][at] = array
@@ -312,6 +373,9 @@ class LogitWriter:
 
     def finish(self) -> None:
         """Give the complete cache its name, on one process."""
+        about = _read_about(self._partial)
+        sums = {n: {part: _checksum(self._partial / f) for part, f in each.files.items()} for n, each in about.items()}
+        self._write_about({name: replace(each, checksums=sums[name]) for name, each in about.items()})
         for mark in self._partial.glob("*.done"):
             mark.unlink()
         self._partial.rename(self.folder)

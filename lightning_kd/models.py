@@ -14,6 +14,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from lightning_kd._checks import InputError, expected, nearest
+from lightning_kd.folders import check_config, check_size, why_no_config, why_no_weights
 
 __all__ = [
     "ModelSource",
@@ -25,6 +26,7 @@ __all__ = [
     "load_config",
     "load_model",
     "load_trained",
+    "num_positions",
 ]
 
 
@@ -62,6 +64,8 @@ class ModelSource:
 def check_folder(name: str, path: str) -> None:
     """Refuse a ``path`` that can only be a local folder and is none, before any hub is asked."""
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path
+    if Path(path).is_file():
+        raise expected(name, "a local folder or a Hub name", path, "That is a file: give the folder that it is in.")
     if looks_local and not Path(path).expanduser().is_dir():
         raise expected(name, "a local folder or a Hub name", path, "There is no such folder.")
 
@@ -99,13 +103,14 @@ def load_config(source: ModelSource, role: str = "model") -> PretrainedConfig:
         check_folder(f"{role}.path", source.path)
         try:
             config = AutoConfig.from_pretrained(source.path, revision=source.revision, trust_remote_code=False)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever transformers makes of what is in the file
             raise expected(
                 f"{role}.path",
                 "a local folder with a config.json, or the name of a model on the Hub",
                 source.path,
-                "Check the spelling, and that the Hub can be reached.",
+                why_no_config(source.path),
             ) from error
+        check_config(f"{role}.path", source.path, config)
         config = _around(config, source.config.get("model_type"))
     for key, value in source.config.items():
         if key == "model_type":
@@ -115,7 +120,11 @@ def load_config(source: ModelSource, role: str = "model") -> PretrainedConfig:
         if key != "num_labels" and not hasattr(config, key):
             fields = [*vars(config), *config.attribute_map]
             raise expected(f"{role}.config", f"made of {type(config).__name__}'s fields", key, nearest(key, fields))
-        setattr(config, key, value)
+        try:
+            setattr(config, key, value)
+        except (TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise expected(f"{role}.config.{key}", "what the model's configuration takes", value, reason) from error
     return config
 
 
@@ -128,7 +137,7 @@ def _around(stored: PretrainedConfig, model_type: str | None) -> PretrainedConfi
 
 
 def load_model(
-    source: ModelSource, auto_class: type, config: PretrainedConfig, role: str = "student"
+    source: ModelSource, auto_class: type, config: PretrainedConfig, role: str = "student", whole: bool = False
 ) -> PreTrainedModel:
     """The model that ``source`` describes, in train mode; parts that the stored one lacks start from random weights.
 
@@ -137,18 +146,35 @@ def load_model(
         auto_class: The transformers auto class of the task.
         config: From :func:`load_config`, with the labels set.
         role: The argument's name in messages.
+        whole: Refuse a stored model that lacks a part: one that is not trained, but evaluated.
 
     Raises:
         InputError: If the weights cannot be read, do not fit the labels, or a kept layer does not exist.
     """
     options = {"dtype": getattr(torch, source.dtype), "attn_implementation": source.attention}
     if source.from_scratch:
-        model = auto_class.from_config(config, **options)  # type: ignore[attr-defined]  # any AutoModelFor...
+        model = _from_config(auto_class, config, role, options)
     else:
-        model, _ = _from_pretrained(source, auto_class, config, role, options)
+        model, missing = _from_pretrained(source, auto_class, config, role, options)
+        if missing and whole:
+            raise _untrained(source, config, missing, role)
     if source.keep_layers is not None:
         model = keep_layers(model, source.keep_layers, f"{role}.keep_layers")
     return model.train()
+
+
+def _from_config(auto_class: Any, config: PretrainedConfig, role: str, options: dict[str, Any]) -> PreTrainedModel:
+    try:
+        model: PreTrainedModel = auto_class.from_config(config, **options)
+    except Exception as error:  # whatever transformers and torch make of a shape that is none
+        if isinstance(error, InputError):
+            raise
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise InputError(
+            f"Expected argument `{role}.config` to be the shape of a {config.model_type}, but no model can be made of "
+            f"it: {reason}."
+        ) from error
+    return model
 
 
 def load_trained(source: ModelSource, auto_class: type, role: str = "teacher") -> PreTrainedModel:
@@ -165,23 +191,26 @@ def load_trained(source: ModelSource, auto_class: type, role: str = "teacher") -
     options = {"dtype": getattr(torch, source.dtype), "attn_implementation": source.attention}
     model, missing = _from_pretrained(source, auto_class, config, role, options)
     if missing:
-        raise expected(
-            f"{role}.path",
-            "a model that is fine-tuned for this task",
-            source.path,
-            f"Its weights lack {', '.join(sorted(missing)[:3])}: fine-tune it first.",
-        )
+        raise _untrained(source, config, missing, role)
     return freeze(model)
+
+
+def _untrained(source: ModelSource, config: PretrainedConfig, missing: Sequence[str], role: str) -> InputError:
+    kind = f"It is a {config.architectures[0]}, and its" if config.architectures else "Its"
+    way_out = f"{kind} weights lack {', '.join(sorted(missing)[:3])}: fine-tune it first."
+    return expected(f"{role}.path", "a model that is fine-tuned for this task", source.path, way_out)
 
 
 def _from_pretrained(
     source: ModelSource, auto_class: Any, config: PretrainedConfig, role: str, options: dict[str, Any]
 ) -> tuple[PreTrainedModel, list[str]]:
+    assert source.path is not None  # noqa: S101  # load_config refuses a source without
     if source.config.get("model_type") == config.model_type and hasattr(config, "around"):
         stored = AutoConfig.from_pretrained(cast(str, source.path), revision=source.revision, trust_remote_code=False)
         if stored.model_type != config.model_type:
             return _encoder_from_pretrained(source, auto_class, config, role, options)
     try:
+        check_size(f"{role}.path", source.path, auto_class, config)
         model, info = auto_class.from_pretrained(
             source.path,
             config=config,
@@ -192,9 +221,12 @@ def _from_pretrained(
             use_safetensors=None,
             **options,
         )
-    except (OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise expected(f"{role}.path", f"a model for {auto_class.__name__}", source.path, reason) from error
+    except Exception as error:  # whatever transformers, safetensors and torch make of what is in the files
+        if isinstance(error, InputError):
+            raise
+        raise expected(
+            f"{role}.path", f"a model for {auto_class.__name__}", source.path, why_no_weights(source.path, error)
+        ) from error
     mismatched = {key: f"{tuple(stored)} for {tuple(wanted)}" for key, stored, wanted in info["mismatched_keys"]}
     encoder = sorted(key for key in mismatched if key.startswith(f"{model.base_model_prefix}."))
     if encoder:
@@ -207,6 +239,13 @@ def _from_pretrained(
             f"The head stored in {source.path} does not have the {config.num_labels} outputs that the data needs: "
             f"give the encoder it was made from as `{role}.path`, or data with the same labels."
         )
+    dropped = [key for key in info["unexpected_keys"] if re.search(r"\.layers?\.\d+\.", key)]
+    if dropped and "num_hidden_layers" not in source.config:
+        raise InputError(
+            f"The config.json of `{role}.path` ({source.path}) has {config.num_hidden_layers} layers, but its weights "
+            f"have more ({dropped[0]}): it is damaged, or of another model. To leave layers out, name those to keep in "
+            "keep_layers."
+        )
     return model, list(info["missing_keys"])
 
 
@@ -214,11 +253,20 @@ def _encoder_from_pretrained(
     source: ModelSource, auto_class: Any, config: Any, role: str, options: dict[str, Any]
 ) -> tuple[PreTrainedModel, list[str]]:
     """A new model around a stored encoder, and what neither of them stores."""
-    encoder, missing = _from_pretrained(replace(source, config={}), AutoModel, config.encoder, role, options)
+    own = {key: value for key, value in source.config.items() if key != "model_type"}
+    encoder, missing = _from_pretrained(replace(source, config=own), AutoModel, config.encoder, role, options)
     model = auto_class.from_config(config, **options)
     model.base_model.start_from(encoder)
     head = [name for name, _ in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}.")]
     return model, [*(name for name in missing if name in encoder.state_dict()), *head]
+
+
+def num_positions(model: nn.Module) -> int | None:
+    """The longest row that a model has positions for; None where it has no table of them."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return None
 
 
 def layer_list(model: PreTrainedModel, name: str) -> str:

@@ -16,8 +16,10 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from lightning_kd._checks import InputError, check_positive, check_range, expected
 from lightning_kd.compatibility import (
     check_labels,
+    check_length,
     check_loss,
     check_loss_teachers,
+    check_state,
     check_task,
     check_terms,
     check_vocabulary,
@@ -26,6 +28,7 @@ from lightning_kd.compatibility import (
 from lightning_kd.embeddings import start_embeddings
 from lightning_kd.ensemble import Ensemble
 from lightning_kd.features import FeatureCapture
+from lightning_kd.folders import FORMAT, check_format
 from lightning_kd.logit_cache import CachedLogits
 from lightning_kd.losses import DistillationLoss
 from lightning_kd.models import ModelSource, count_parameters, load_config, load_model
@@ -173,7 +176,7 @@ class DistillationModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Load the models and check that everything fits, before the first batch."""
-        self._build_student()
+        self._build_student(whole=stage != "fit" and self.trainer.ckpt_path is None)
         self.task = self.task.with_config(self.model.config)
         self.task.check(self.trainer.datamodule)  # type: ignore[attr-defined]  # set by the trainer
         if stage == "fit":
@@ -193,12 +196,17 @@ class DistillationModule(L.LightningModule):
     def _data(self, attribute: str, default: Any) -> Any:
         return getattr(self.trainer.datamodule, attribute, default)  # type: ignore[attr-defined]  # set by the trainer
 
-    def _build_student(self) -> None:
+    def _longest(self, teacher: str | None = None) -> int:
+        """Tokens in the longest row of the data, as the student reads it or a teacher."""
+        longest = self._data("longest", None)
+        return 0 if longest is None else int(longest(teacher))
+
+    def _build_student(self, whole: bool) -> None:
         data = getattr(self.trainer, "datamodule", None)
         has_data = getattr(data, "has_labels", hasattr(data, "label_names"))
         label_names = self._data("label_names", None)
         if has_data:
-            check_task(self.task, self._data("multi_label", False))
+            check_task(self.task, self._data("multi_label", False), self._data("task_names", ()))
         if self.student is not None:
             if has_data:
                 check_labels("the student", self.student.config, label_names)
@@ -215,7 +223,8 @@ class DistillationModule(L.LightningModule):
                 config.vocab_size = len(tokenizer)
                 config.pad_token_id = tokenizer.pad_token_id
             check_vocabulary("model.student", source, config, tokenizer)
-        self.student = load_model(source, self.task.auto_class, config, "model.student")
+        self.student = load_model(source, self.task.auto_class, config, "model.student", whole)
+        check_length("model.student", self.student, self._longest())
         start_embeddings(self.student, source, tokenizer)
 
     def _build_losses_and_teachers(self) -> None:
@@ -248,6 +257,8 @@ class DistillationModule(L.LightningModule):
         self._open_cache = None  # that of one fit
         for name, source in self.teacher_sources.items():
             config = self._teachers.configs[name]
+            if name in self.teachers:
+                check_length(f"model.teachers.{name}", self.teachers[name], self._longest(name))
             check_labels(f"the teacher {name!r}", config, self._data("label_names", label_names_of(self.model.config)))
             self.task.check_teacher(name, config)
             tokenizer = foreign.get(name, self._data("tokenizer", None))
@@ -366,10 +377,12 @@ class DistillationModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["student_config"] = self.model.config.to_dict()
+        checkpoint["lightning_kd_format"] = FORMAT
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "student_config" not in checkpoint:
             raise InputError("This checkpoint is not a DistillationModule's: it has no student configuration.")
+        check_format("ckpt_path", "the checkpoint", checkpoint.get("lightning_kd_format"))
         if self.student is None or self.trainer.predicting:  # nothing but the file is needed: data may have no labels
             config = AutoConfig.for_model(**checkpoint["student_config"])
             self.student = self.task.auto_class.from_config(config)
@@ -378,6 +391,7 @@ class DistillationModule(L.LightningModule):
             state = checkpoint["state_dict"]
             for key in [key for key in state if key.startswith("losses.") and key not in own]:
                 del state[key]
+        check_state(checkpoint["state_dict"], self.state_dict())
 
 
 def _describe(config: PretrainedConfig, model: PreTrainedModel | None) -> str:

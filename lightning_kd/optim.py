@@ -80,9 +80,12 @@ def optimization(
         warmup: Without a scheduler, the share of the steps in which the learning rate rises from 0; it then falls to 0.
 
     Raises:
-        InputError: Without a scheduler, if the length of the training is not known.
+        InputError: If the optimizer cannot be made; without a scheduler, if the length of the training is not known.
     """
-    made = optimizer(parameter_groups(module))
+    try:
+        made = optimizer(parameter_groups(module))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"The optimizer that `model.optimizer` describes cannot be made: {error}.") from error
     if lr_scheduler is not None:
         scheduler: Any = lr_scheduler(made)
     else:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_kd._checks import InputError, expected
+from lightning_kd.folders import check_config, check_tokenizer
 from lightning_kd.models import ModelSource, load_trained
 from lightning_kd.quantization import DynamicInt8, Forward, ONNXRuntimeInt8, OpenVINOInt8, Quantizer, TorchAO
 from lightning_kd.tasks import (
@@ -70,12 +71,14 @@ class Runner:
         if not (folder / "config.json").is_file():
             raise expected("folder", "a folder with a config.json", str(folder))
         try:
-            config = AutoConfig.from_pretrained(folder)
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError) as error:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except Exception as error:  # whatever transformers and tokenizers make of what is in the files
             raise expected("folder", "a folder with a configuration and a tokenizer", str(folder)) from error
+        check_config("folder", str(folder), config)
         if not any((folder / file).is_file() for file in tokenizer.vocab_files_names.values()):
             raise expected("folder", "a folder with a tokenizer", str(folder))  # or transformers makes up an empty one
+        check_tokenizer("folder", str(folder), tokenizer, config)
         task = task_of(config)
         quantizer = quantizer_of(folder)
         if quantizer is not None:

@@ -14,9 +14,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lightning_kd._checks import InputError, expected
-from lightning_kd.callbacks._fit_end import write_folder
+from lightning_kd.callbacks._fit_end import check_output, write_folder
 from lightning_kd.compatibility import check_labels
 from lightning_kd.describe import parts_of, table_of
+from lightning_kd.folders import FORMAT
 from lightning_kd.measure import evaluate
 from lightning_kd.models import ModelSource, freeze, load_trained
 from lightning_kd.models import keep_layers as keep
@@ -162,6 +163,7 @@ class CompressionTrainer(L.Trainer):
         folder = Path(path or Path(self.default_root_dir) / "pruned")
         if folder.resolve() == Path(source).resolve():
             raise expected("path", "another folder than the trained model's", str(folder))
+        check_output("path", folder, [source])
         trained = load_trained(given, model.task.auto_class, role)
         check_prunable(trained)
         shape.check(trained)
@@ -197,6 +199,7 @@ class CompressionTrainer(L.Trainer):
             else:
                 tokenizer.save_pretrained(partial)
 
+        smaller.config.lightning_kd_format = FORMAT
         write_folder(folder, write)
         if vocabulary:
             reduced = again.read_tokenizer("path", str(folder))

@@ -159,7 +159,7 @@ def save_reduced(tokenizer: PreTrainedTokenizerBase, kept: Sequence[int], folder
     whole["post_processor"] = _renumbered(whole["post_processor"], number)
     whole["padding"] = whole["truncation"] = None  # or the student would be read as the teacher was last
     file.write_text(json.dumps(whole, ensure_ascii=False), encoding="utf-8")
-    reduced = AutoTokenizer.from_pretrained(folder)
+    reduced = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if {token: number.get(i) for token, i in tokenizer.get_vocab().items() if i in number} != reduced.get_vocab():
         raise InputError(
             f"Argument `vocabulary` cannot be used with {type(tokenizer).__name__}, which does not read its vocabulary "

@@ -15,6 +15,7 @@ from source_tree import ROOT, modules
 LAYERS: dict[str, float] = {
     "outputs": 0,
     "_checks": 0,
+    "folders": 0.5,
     "schedules": 1,
     "models": 1,
     "students": 1,
@@ -39,7 +40,9 @@ LAYERS: dict[str, float] = {
     "lightning_kd": 2.5,  # the package's own __init__, which offers what is below it
     "callbacks": 3,
     "datamodules": 3,
+    "checkpoints": 1.5,
     "trainer": 3.5,
+    "typed": 3.75,
     "cli": 4,
 }
 

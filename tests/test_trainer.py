@@ -63,7 +63,10 @@ def recorded(calls: list[dict[str, Any]]) -> Any:
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
-        ("--granularity=row", "error: `granularity`: Expected one of 'tensor', 'channel', 'group', but got row."),
+        (
+            "--granularity=row",
+            "error: Expected argument `--granularity` to be one of 'tensor', 'channel', 'group', but got row.",
+        ),
         ("--granularty=row", "error: There is no option `--granularty`. Did you mean `--granularity`?"),
     ],
 )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
 from lightning_kd._checks import InputError
+from lightning_kd.folders import check_config, check_size
 from lightning_kd.quantization.analysis import QuantizationScheme
 from lightning_kd.quantization.fake_quantize import Rounding
 
@@ -127,7 +128,11 @@ def empty_model(folder: Path) -> PreTrainedModel:
     """
     import transformers
 
-    config = AutoConfig.from_pretrained(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # whatever transformers makes of what is in the file
+        raise unreadable(folder / "config.json") from error
+    check_config("folder", str(folder), config)
     name = (config.architectures or [""])[0]
     kind = getattr(transformers, name, None) or _own_class(name)
     if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
@@ -135,7 +140,13 @@ def empty_model(folder: Path) -> PreTrainedModel:
             f"The config.json in {folder} does not name a model of transformers or one that is imported in "
             "`architectures`."
         )
-    return kind._from_config(config).eval()
+    try:
+        check_size("folder", str(folder), kind, config)
+        return kind._from_config(config).eval()
+    except InputError:
+        raise
+    except Exception as error:  # a shape that is none
+        raise unreadable(folder / "config.json") from error
 
 
 def _own_class(name: str) -> type | None:

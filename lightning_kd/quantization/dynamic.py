@@ -55,7 +55,7 @@ class DynamicInt8(Quantizer):
         empty = empty_model(folder)
         try:
             state = load_file(folder / cls.file_name)
-        except SafetensorError as error:
+        except (OSError, SafetensorError) as error:
             raise unreadable(folder / cls.file_name) from error
         quantized = {key.removesuffix(_SCALE).rpartition(".")[0] for key in state if key.endswith(_SCALE)}
         model = _quantize(empty, set(quantizable_layers(empty)) - quantized)

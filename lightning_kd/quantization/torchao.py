@@ -162,7 +162,7 @@ class TorchAO(Quantizer):
             kept = [name for name, _ in empty.named_modules() if f"{name}.weight" in tensors]
             quantizer = cls(**json.loads(options))
             model = quantizer._quantize(empty, kept)
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise unreadable(path) from error
         random, metadata = quantizer._flatten(model)
         if _layout(tensors) != _layout(random):

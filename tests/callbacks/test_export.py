@@ -117,7 +117,7 @@ def test_failing_export_leaves_the_old_folder(
 ) -> None:
     """Stops half a model from standing where a whole one stood, and the error from being lost."""
     (tmp_path / "student").mkdir()
-    (tmp_path / "student" / "old").write_text("old")
+    (tmp_path / "student" / "config.json").write_text("old")
 
     def fail(*arguments: Any) -> None:
         raise OSError("disk full")
@@ -127,7 +127,10 @@ def test_failing_export_leaves_the_old_folder(
     trainer = make_trainer(callbacks=[export], limit_train_batches=1, limit_val_batches=0)
     with pytest.raises(OSError, match="disk full"):
         trainer.fit(distillation(), datamodule=glue())
-    assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == ["student", "student/old"]
+    assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == [
+        "student",
+        "student/config.json",
+    ]
     assert export.folder is None
 
 

@@ -214,6 +214,7 @@ def test_what_stood_there_is_replaced(distillation: Make, glue: Make, make_train
     folder = Path(trainer.default_root_dir) / "int8"
     folder.mkdir()
     (folder / OpenVINOInt8.file_name).write_text("of an earlier run")
+    (folder / "config.json").write_text("{}")
     trainer.fit(distillation(), datamodule=glue())
     assert (folder / DynamicInt8.file_name).is_file() and not (folder / OpenVINOInt8.file_name).exists()
 
