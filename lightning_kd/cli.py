@@ -11,13 +11,24 @@ import warnings
 from typing import Any, NoReturn
 
 import lightning as L
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from transformers.utils import logging as transformers_logging
 
 from lightning_kd import describe
-from lightning_kd._checks import InputError, expected, nearest
-from lightning_kd.callbacks import CompressionReport, PredictionWriter, StudentExport, TeacherCache
+from lightning_kd._checks import InputError, RunError, expected, nearest
+from lightning_kd.callbacks import (
+    AtomicCheckpointIO,
+    CompressionReport,
+    PredictionWriter,
+    Resume,
+    StudentExport,
+    TeacherCache,
+)
 from lightning_kd.callbacks._fit_end import callbacks_of
+from lightning_kd.callbacks.resume import last_checkpoint
 from lightning_kd.models import ModelSource, has_tokenizer, load_config
 from lightning_kd.module import DistillationModule
 from lightning_kd.trainer import CompressionTrainer
@@ -65,9 +76,12 @@ class DistillationCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not one of the user's
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        callbacks_of(trainer).append(Resume())
         # The float student is written first: it is there, whatever a quantizer does. Teachers run over all rows last,
         # once whatever can be refused before the first batch has been.
-        order = {StudentExport: 0, TeacherCache: 2}
+        order = {Resume: -1, StudentExport: 0, TeacherCache: 2}
         callbacks_of(trainer).sort(key=lambda callback: order.get(type(callback), 1))
         return trainer
 
@@ -88,6 +102,21 @@ class DistillationCLI(LightningCLI):
                 load_config(ModelSource(**vars(source)), f"model.teachers.{name}")
                 if source.path is not None and has_tokenizer(source.path):
                     options.teacher_tokenizers[name] = source.path
+
+
+    def before_fit(self) -> None:
+        """Find what ``--ckpt_path last`` names, over all earlier runs, and go on in its folder."""
+        config = self.config_init[self.subcommand]
+        if config.ckpt_path != "last":
+            return
+        last = last_checkpoint(self.trainer)
+        config.ckpt_path = None if last is None else str(last)
+        if last is None:
+            rank_zero_info("There is no checkpoint to go on from yet: the training starts from its beginning")
+            return
+        for callback in self.trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(last.parent)
 
 
 class _LogConfig(SaveConfigCallback):
