@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -29,6 +30,7 @@ from lightning_kd.callbacks import (
 )
 from lightning_kd.callbacks._fit_end import callbacks_of
 from lightning_kd.callbacks.resume import last_checkpoint
+from lightning_kd.compatibility import check_strategy
 from lightning_kd.models import ModelSource, has_tokenizer, load_config
 from lightning_kd.module import DistillationModule
 from lightning_kd.trainer import CompressionTrainer
@@ -90,6 +92,8 @@ class DistillationCLI(LightningCLI):
         checkpoint = config.get("ckpt_path")
         if checkpoint is not None and not (checkpoint in _ELSEWHERE or ":" in checkpoint or os.path.exists(checkpoint)):
             raise expected("ckpt_path", "a checkpoint file, best or last", checkpoint, "There is no such file.")
+        strategy = config.trainer.strategy
+        check_strategy(strategy if isinstance(strategy, str) else strategy.class_path)  # before the trainer looks for it
         options = config.data.init_args
         if "tokenizer" in options and options.tokenizer is None and config.model.student.path is not None:
             load_config(ModelSource(**vars(config.model.student)), "model.student")  # or the tokenizer gets the blame
@@ -190,12 +194,38 @@ def main(args: ArgsType = None) -> None:
             describe.main(typed[1:])
         else:
             DistillationCLI(args)
-    except ValueError as error:
+    except (ValueError, RuntimeError, OSError) as error:
         own = _input_error(error)
-        if own is None or os.environ.get("LIGHTNING_KD_TRACEBACK"):
+        sentence = _run_error(error) if own is None else str(own)
+        if sentence is None or os.environ.get("LIGHTNING_KD_TRACEBACK"):
             raise
-        print(f"error: {own}", file=sys.stderr)
-        sys.exit(2)
+        print(f"error: {sentence}", file=sys.stderr)
+        sys.exit(1 if own is None else 2)
+
+
+#: What a disk or a folder can answer in the middle of a run.
+_DISK = {
+    errno.ENOSPC: "The disk is full",
+    errno.EDQUOT: "The disk quota is used up",
+    errno.ENOENT: "A file or folder of the run is gone",
+    errno.EROFS: "The disk cannot be written to any more",
+    errno.EIO: "The disk does not answer",
+}
+
+
+def _run_error(error: Exception) -> str | None:
+    """What has ended a run that was right when it began, if it is known."""
+    if isinstance(error, RunError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return f"{_DISK[error.errno]}{'' if error.filename is None else f': {error.filename}'}."
+    what = str(error).splitlines()[0] if str(error) else ""
+    if isinstance(error, RuntimeError) and what.startswith("DataLoader worker (pid"):
+        return (
+            f"A process that makes batches has died: {what.rstrip('. ')}. Most often the system has ended it for want of "
+            "memory: set data.num_workers lower, or to 0."
+        )
+    return None
 
 
 def _hush() -> None:

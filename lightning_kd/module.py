@@ -9,6 +9,7 @@ from typing import Any, cast
 import lightning as L
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, get_linear_schedule_with_warmup
@@ -18,6 +19,7 @@ from lightning_kd.compatibility import (
     check_labels,
     check_loss,
     check_loss_teachers,
+    check_strategy,
     check_task,
     check_terms,
     check_vocabulary,
@@ -26,6 +28,7 @@ from lightning_kd.compatibility import (
 from lightning_kd.embeddings import start_embeddings
 from lightning_kd.ensemble import Ensemble
 from lightning_kd.features import FeatureCapture
+from lightning_kd.finite import FiniteCheck, check_finite_weights
 from lightning_kd.logit_cache import CachedLogits
 from lightning_kd.losses import DistillationLoss
 from lightning_kd.models import ModelSource, count_parameters, load_config, load_model
@@ -115,6 +118,7 @@ class DistillationModule(L.LightningModule):
         self._open_cache: OpenCache | None = None
         self._built: set[str] = set()
         self._capture: FeatureCapture | None = None  # the student's
+        self._finite = FiniteCheck()
         self.save_hyperparameters(ignore=["losses", "optimizer", "lr_scheduler"])
         if "_instantiator" not in self.hparams:  # made by hand rather than by the command line: keep it plain, too
             self.hparams["student"] = dataclasses.asdict(student)
@@ -173,6 +177,7 @@ class DistillationModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Load the models and check that everything fits, before the first batch."""
+        check_strategy(type(self.trainer.strategy))
         self._build_student()
         self.task = self.task.with_config(self.model.config)
         self.task.check(self.trainer.datamodule)  # type: ignore[attr-defined]  # set by the trainer
@@ -187,7 +192,8 @@ class DistillationModule(L.LightningModule):
             names += [name for name in self.task.detailed_metrics(label_names) if name not in names]
         for loader_name in self._data("evaluation_names", [""]):
             metrics = self.task.metrics(names, label_names)
-            metrics.add_metrics({"loss": MeanMetric()})
+            # in double precision a sum does not depend on which process had which rows
+            metrics.add_metrics({"loss": MeanMetric().set_dtype(torch.float64)})
             self.metrics[f"metrics_{loader_name}"] = metrics
 
     def _data(self, attribute: str, default: Any) -> Any:
@@ -293,21 +299,25 @@ class DistillationModule(L.LightningModule):
         hard = self.task.hard_label_loss(student.logits, batch)
         total = self.hard_label_weight * hard
         terms: dict[str, Tensor] = {}
+        place = self.trainer.current_epoch, batch_idx
         if self.losses:
-            place = self.trainer.current_epoch, batch_idx
             seen = self._teachers.loss_inputs(list(self.losses), student, batch, inputs, self.temperature, place)
             for name, loss in self.losses.items():
                 terms[name] = loss(seen[name])
                 total = total + self.loss_weights[name] * terms[name]  # a weight of 0 is multiplied: DDP needs the path
+        losses = {"hard": hard, **terms, "total": total}
+        self._finite.add(losses, self._teachers.take_logits(), batch["index"], (*place, self.trainer.global_step))
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by the trainer's connector
         if (self.trainer.global_step + 1) % max(1, every) == 0:
+            self._finite.look()
             self._log_step(total, hard, terms)
         return total
 
     def _log_step(self, total: Tensor, hard: Tensor, terms: Mapping[str, Tensor]) -> None:
         losses = {"train/loss": total, "train/loss/hard": hard}
         losses.update({f"train/loss/{name}": value for name, value in terms.items()})
-        self.log_dict({name: value.detach() for name, value in losses.items()}, prog_bar=True)
+        # of the batch of all processes, which is what one process would have logged
+        self.log_dict({name: value.detach() for name, value in losses.items()}, prog_bar=True, sync_dist=True)
         settings = {f"train/weight/{name}": weight for name, weight in self.loss_weights.items()}
         settings["train/weight/hard"] = self.hard_label_weight
         if terms:
@@ -371,6 +381,8 @@ class DistillationModule(L.LightningModule):
     # ---------------------------------------------------------------------------------------------- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._finite.look()
+        check_finite_weights(self)
         checkpoint["student_config"] = self.model.config.to_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
