@@ -191,8 +191,9 @@ class Resume(L.Callback):
             raise SIGTERMException(_TERMINATED if trainer.is_global_zero else 0)  # a launcher kills all for one's code
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._evaluating = True
-        self._restored = None  # validation has drawn what it would have drawn
+        if not trainer.sanity_checking:
+            self._evaluating = True
+            self._restored = None  # what validation draws is not to be drawn again
 
     def on_validation_batch_end(
         self,

@@ -323,7 +323,8 @@ class TransformerDataModule(L.LightningDataModule):
         trainer = self.trainer
         if trainer is None or not trainer.training or trainer.train_dataloader is not loader:
             return 0
-        return trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return done if done < trainer.num_training_batches else len(loader)
 
     def train_dataloader(self) -> BatchLoader:
         return self._loader("train", shuffle=True)
