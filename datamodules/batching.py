@@ -237,7 +237,11 @@ class BatchLoader(DataLoader[Any]):
 
     def __iter__(self) -> Any:
         self.batches.start = 0 if self.position is None else self.position(self)
-        yield from super().__iter__()
+        state = torch.get_rng_state()
+        iterator = super().__iter__()
+        if self.batches.start:  # an iterator uses up a random number, but an uninterrupted run would not make one here
+            torch.set_rng_state(state)
+        yield from iterator
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the trainer counts the batches itself, but takes a loader without a state for one that starts anew."""
