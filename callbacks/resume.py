@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import distributed
 
-from lightning_kd._checks import InputError
+from lightning_kd._checks import InputError, RunError
 from lightning_kd.callbacks._fit_end import is_trial
 
 __all__ = ["Resume", "last_checkpoint"]
@@ -53,12 +53,15 @@ class Resume(L.Callback):
         self._failed = False
         self._whole = True  # whether the weights are those of a whole step
         self._terminated = False
+        self._folder: Path | None = None  # where the run writes
 
     # ---------------------------------------------------------------------------------------------- to a checkpoint
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        if self._folder is not None and not self._failed and not self._folder.exists():
+            raise RunError(f"The output folder {self._folder} has been removed during the run.")
         own: dict[str, Any] = {"num_batches": trainer.num_training_batches, "row": None}
         own["metrics"] = {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()}
         state = _random_state(pl_module.device)
@@ -131,6 +134,8 @@ class Resume(L.Callback):
         self._evaluating = self._failed = self._terminated = False
         self._whole = True
         self._before = None
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        self._folder = folder if folder.exists() else None
         if threading.current_thread() is threading.main_thread():  # no other may
             signal.signal(signal.SIGTERM, lambda signum, _: self._on_signal(trainer, signum))  # the trainer resets it
         own = self._restored
