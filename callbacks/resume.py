@@ -49,6 +49,7 @@ class Resume(L.Callback):
     def __init__(self) -> None:
         self._restored: dict[str, Any] | None = None  # until it is all put back
         self._before: dict[str, Any] | None = None  # the random state at the first batch of an accumulation
+        self._behind: dict[str, Any] = {}  # that at the end of the last batch
         self._evaluating = False
         self._failed = False
         self._whole = True  # whether the weights are those of a whole step
@@ -64,10 +65,10 @@ class Resume(L.Callback):
             raise RunError(f"The output folder {self._folder} has been removed during the run.")
         own: dict[str, Any] = {"num_batches": trainer.num_training_batches, "row": None}
         own["metrics"] = {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()}
-        state = _random_state(pl_module.device)
-        if self._trains(trainer):
-            if self._before is not None and self._write_place(trainer, checkpoint["loops"]["fit_loop"], own):
-                state = self._before
+        state = None
+        if self._trains(trainer) and self._before is not None:
+            state = self._write_place(trainer, checkpoint["loops"]["fit_loop"], own)
+        state = state or _random_state(pl_module.device)
         states = [state]
         if trainer.world_size > 1:
             states = [{}] * trainer.world_size
@@ -75,11 +76,13 @@ class Resume(L.Callback):
         own["random"] = states
         checkpoint[_KEY] = own
 
-    def _write_place(self, trainer: L.Trainer, loops: dict[str, Any], own: dict[str, Any]) -> bool:
+    def _write_place(
+        self, trainer: L.Trainer, loops: dict[str, Any], own: dict[str, Any]
+    ) -> dict[str, Any] | None:
         """Make the loops' state one from which the trainer goes on without leaving out or repeating anything.
 
         Returns:
-            Whether the place is the beginning of the current accumulation rather than where the training is.
+            The random state there, unless it is that of now.
         """
         loop = trainer.fit_loop.epoch_loop
         now = loop.batch_progress.current
@@ -103,7 +106,7 @@ class Resume(L.Callback):
             counters["is_last_batch"] = False
             # the trainer adds 1 when it goes on behind a batch, or leaves out a validation that it takes for done
             logged["_batches_that_stepped"] -= first > 0 or _is_due(trainer, counters["total"]["ready"], first)
-            return in_batch or first < done
+            return self._before if in_batch or first < done else None
         ends_batch = now.processed > now.completed
         if ends_batch and trainer._logger_connector.should_update_logs:
             row = {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
@@ -114,7 +117,7 @@ class Resume(L.Callback):
         elif ends_batch and loop._num_ready_batches_reached():
             place(now.ready)  # what is left is the end of the epoch
             logged["_batches_that_stepped"] += 1
-        return False
+        return self._behind if self._evaluating else None
 
     # ---------------------------------------------------------------------------------------------- from a checkpoint
 
@@ -190,6 +193,7 @@ class Resume(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._whole = True
+        self._behind = _random_state(pl_module.device)
         if trainer.fit_loop.epoch_loop._should_accumulate():
             return
         if trainer.strategy.reduce_boolean_decision(self._terminated, all=False):
@@ -213,7 +217,7 @@ class Resume(L.Callback):
             raise SIGTERMException(_TERMINATED)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._evaluating = False
+        self._evaluating = False  # before a checkpoint of the end of it
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if not self._trains(trainer) or trainer.sanity_checking or is_trial(trainer) or not trainer.global_step:
