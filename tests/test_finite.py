@@ -13,6 +13,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from lightning_kd import DistillationModule, InputError
+from lightning_kd._checks import RunError
+from lightning_kd.callbacks import TeacherCache
 from lightning_kd.compatibility import check_strategy
 from lightning_kd.finite import FiniteCheck, NonFiniteError, check_finite_weights
 from lightning_kd.losses import DistillationLoss, SoftTargetKL
@@ -66,6 +68,28 @@ def test_names_the_teacher(value: float, distillation: Make, glue: Make, make_tr
 
     with pytest.raises(NonFiniteError, match="The teacher 'teacher' gives logits that are NaN or infinite in step 0 "):
         make_trainer(callbacks=[Break()]).fit(module, datamodule=glue())
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (float("nan"), "The teacher 'teacher' gives logits that are NaN or infinite among the training rows"),
+        (float("inf"), "The teacher 'teacher' gives logits that are NaN or infinite among the training rows"),
+        (1e5, "which float16 cannot hold: give TeacherCache dtype float32"),
+    ],
+)
+def test_keeps_no_logits_that_are_not_finite(
+    value: float, message: str, distillation: Make, glue: Make, make_trainer: Make, tmp_path: Path
+) -> None:
+    """Stops a cache of infinite logits, which would break every training that reads it."""
+
+    class Break(L.Callback):
+        def on_fit_start(self, trainer: Any, module: DistillationModule) -> None:
+            torch.nn.init.constant_(module.teachers["teacher"].classifier.bias[:1], value)
+
+    with pytest.raises(RunError, match=message):
+        make_trainer(callbacks=[Break(), TeacherCache(str(tmp_path))]).fit(distillation(), datamodule=glue())
+    assert not (tmp_path / "teacher").exists()
 
 
 def test_a_class_that_is_ruled_out_is_no_error() -> None:
