@@ -58,9 +58,7 @@ class Resume(L.Callback):
 
     # ---------------------------------------------------------------------------------------------- to a checkpoint
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._folder is not None and not self._failed and not self._folder.exists():
             raise RunError(f"The output folder {self._folder} has been removed during the run.")
         own: dict[str, Any] = {"num_batches": trainer.num_training_batches, "row": None}
@@ -76,9 +74,7 @@ class Resume(L.Callback):
         own["random"] = states
         checkpoint[_KEY] = own
 
-    def _write_place(
-        self, trainer: L.Trainer, loops: dict[str, Any], own: dict[str, Any]
-    ) -> dict[str, Any] | None:
+    def _write_place(self, trainer: L.Trainer, loops: dict[str, Any], own: dict[str, Any]) -> dict[str, Any] | None:
         """Make the loops' state one from which the trainer goes on without leaving out or repeating anything.
 
         Returns:
@@ -111,8 +107,10 @@ class Resume(L.Callback):
         if ends_batch and trainer._logger_connector.should_update_logs:
             row = {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
             own["row"] = (row | {"epoch": trainer.current_epoch}, loop._batches_that_stepped) if row else None
-        if self._evaluating or (ends_batch and loop._should_check_val_fx(trainer.fit_loop._data_fetcher)):  # type: ignore[arg-type]  # there is one
-            place(now.ready)  # and a validation that has begun, as far as the trainer can see, and is run from its start
+        fetcher: Any = trainer.fit_loop._data_fetcher
+        if self._evaluating or (ends_batch and loop._should_check_val_fx(fetcher)):
+            place(now.ready)
+            # one has begun, as far as the trainer can see, and is run from its start
             evaluation["total"].update(ready=1, started=1)
         elif ends_batch and loop._num_ready_batches_reached():
             place(now.ready)  # what is left is the end of the epoch
@@ -121,9 +119,7 @@ class Resume(L.Callback):
 
     # ---------------------------------------------------------------------------------------------- from a checkpoint
 
-    def on_load_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
             return
         self._restored = checkpoint.get(_KEY)
@@ -153,8 +149,8 @@ class Resume(L.Callback):
             )
         if len(own["random"]) != trainer.world_size:
             rank_zero_info(
-                f"The checkpoint is of {len(own['random'])} processes and this run has {trainer.world_size}: the batches "
-                "are those of an uninterrupted run, but dropout is not"
+                f"The checkpoint is of {len(own['random'])} processes and this run has {trainer.world_size}: the "
+                "batches are those of an uninterrupted run, but dropout is not"
             )
             own["random"] = None
         trainer.callback_metrics.update({name: value.to(pl_module.device) for name, value in own["metrics"].items()})
@@ -257,7 +253,7 @@ def _is_due(trainer: L.Trainer, total: int, batches: int) -> bool:
 
 def _random_state(device: torch.device) -> dict[str, Any]:
     """Of what a training step may draw from, in types that a checkpoint may hold."""
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002  # that of others, too
+    kind, keys, *rest = np.random.get_state()  # that of others, too
     states = {"python": random.getstate(), "torch": torch.get_rng_state()}
     states["numpy"] = (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest)
     if device.type == "cuda":
@@ -270,7 +266,7 @@ def _set_random_state(states: dict[str, Any], device: torch.device) -> None:
     random.setstate((version, tuple(internal), gauss))
     torch.set_rng_state(states["torch"])
     kind, keys, *rest = states["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)
 

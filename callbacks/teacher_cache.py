@@ -173,14 +173,15 @@ class _Run:
 
     def _check(self, logits: Mapping[str, Tensor], index: Tensor) -> None:
         """Refuse what no loss could be made of; minus infinity, a probability of 0, is none of it."""
-        largest = max(float(values.float().nan_to_num(nan=torch.inf, neginf=0.0).max()) for values in logits.values())
+        infinite = {"nan": torch.inf, "posinf": torch.inf, "neginf": 0.0}
+        largest = max(float(values.float().nan_to_num(**infinite).max()) for values in logits.values())
         where = f"among the training rows {int(index.min())} to {int(index.max())}"
         if largest == torch.inf:
             raise non_finite_teacher(self.name, where)
         if self.dtype == "float16" and largest > torch.finfo(torch.float16).max:
             raise RunError(
-                f"The teacher {self.name!r} gives logits of up to {largest:.0f} {where}, which float16 cannot hold: give "
-                "TeacherCache dtype float32."
+                f"The teacher {self.name!r} gives logits of up to {largest:.0f} {where}, which float16 cannot hold: "
+                "give TeacherCache dtype float32."
             )
 
     def batches(self, places: range, rows: Rows) -> Iterator[tuple[list[int], dict[str, Tensor]]]:

@@ -244,7 +244,7 @@ class BatchLoader(DataLoader[Any]):
         yield from iterator
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the trainer counts the batches itself, but takes a loader without a state for one that starts anew."""
+        """Nothing: the trainer counts the batches itself, but warns of a loader without this method."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

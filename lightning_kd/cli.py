@@ -92,8 +92,8 @@ class DistillationCLI(LightningCLI):
         checkpoint = config.get("ckpt_path")
         if checkpoint is not None and not (checkpoint in _ELSEWHERE or ":" in checkpoint or os.path.exists(checkpoint)):
             raise expected("ckpt_path", "a checkpoint file, best or last", checkpoint, "There is no such file.")
-        strategy = config.trainer.strategy
-        check_strategy(strategy if isinstance(strategy, str) else strategy.class_path)  # before the trainer looks for it
+        strategy = config.trainer.strategy  # before the trainer looks for what it needs
+        check_strategy(strategy if isinstance(strategy, str) else strategy.class_path)
         options = config.data.init_args
         if "tokenizer" in options and options.tokenizer is None and config.model.student.path is not None:
             load_config(ModelSource(**vars(config.model.student)), "model.student")  # or the tokenizer gets the blame
@@ -106,7 +106,6 @@ class DistillationCLI(LightningCLI):
                 load_config(ModelSource(**vars(source)), f"model.teachers.{name}")
                 if source.path is not None and has_tokenizer(source.path):
                     options.teacher_tokenizers[name] = source.path
-
 
     def before_fit(self) -> None:
         """Find what ``--ckpt_path last`` names, over all earlier runs, and go on in its folder."""
@@ -222,8 +221,8 @@ def _run_error(error: Exception) -> str | None:
     what = str(error).splitlines()[0] if str(error) else ""
     if isinstance(error, RuntimeError) and what.startswith("DataLoader worker (pid"):
         return (
-            f"A process that makes batches has died: {what.rstrip('. ')}. Most often the system has ended it for want of "
-            "memory: set data.num_workers lower, or to 0."
+            f"A process that makes batches has died: {what.rstrip('. ')}. Most often the system has ended it for want "
+            "of memory: set data.num_workers lower, or to 0."
         )
     return None
 

@@ -129,8 +129,8 @@ def check_finite_weights(module: nn.Module) -> None:
     wrong = [name for name, each in zip(parameters, finite, strict=True) if not each]
     if wrong:
         raise NonFiniteError(
-            f"{len(wrong)} of {len(parameters)} weights are NaN or infinite, {wrong[0]} among them, and are not saved: a "
-            "gradient was, though the loss was not. Set gradient_clip_val, or a lower learning rate.",
+            f"{len(wrong)} of {len(parameters)} weights are NaN or infinite, {wrong[0]} among them, and are not saved: "
+            "a gradient was, though the loss was not. Set gradient_clip_val, or a lower learning rate.",
             too_late=True,
         )
 

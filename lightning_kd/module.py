@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import lightning as L
+import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, get_linear_schedule_with_warmup
@@ -305,22 +305,20 @@ class DistillationModule(L.LightningModule):
             for name, loss in self.losses.items():
                 terms[name] = loss(seen[name])
                 total = total + self.loss_weights[name] * terms[name]  # a weight of 0 is multiplied: DDP needs the path
-        losses = {"hard": hard, **terms, "total": total}
+        losses = {"hard": hard, **terms, "train/loss": total}
         self._finite.add(losses, self._teachers.take_logits(), batch["index"], (*place, self.trainer.global_step))
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by the trainer's connector
         if (self.trainer.global_step + 1) % max(1, every) == 0:
             self._finite.look()
-            self._log_step(total, hard, terms)
+            self._log_step(losses)
         return total
 
-    def _log_step(self, total: Tensor, hard: Tensor, terms: Mapping[str, Tensor]) -> None:
-        losses = {"train/loss": total, "train/loss/hard": hard}
-        losses.update({f"train/loss/{name}": value for name, value in terms.items()})
-        # of the batch of all processes, which is what one process would have logged
-        self.log_dict({name: value.detach() for name, value in losses.items()}, prog_bar=True, sync_dist=True)
+    def _log_step(self, losses: Mapping[str, Tensor]) -> None:
+        named = {n if n == "train/loss" else f"train/loss/{n}": value.detach() for n, value in losses.items()}
+        self.log_dict(named, prog_bar=True, sync_dist=True)  # of the batch of all processes
         settings = {f"train/weight/{name}": weight for name, weight in self.loss_weights.items()}
         settings["train/weight/hard"] = self.hard_label_weight
-        if terms:
+        if self.losses:
             settings["train/temperature"] = self.temperature
         settings["train/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log_dict(settings)

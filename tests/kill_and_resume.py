@@ -4,9 +4,9 @@
     python tests/kill_and_resume.py --kills 20 --signal TERM --kind cached
 
 Each run is the command line in a process of its own, forked from one that has imported everything. A timer sends the
-signal, so that it falls anywhere: into a step, a validation, or while a checkpoint is written. Compared are the weights,
-the optimizer's state, the best checkpoint, the exported student and all that the logger's files hold. Exits with 1 at
-the first difference.
+signal, so that it falls anywhere: into a step, a validation, or while a checkpoint is written. Compared are the
+weights, the optimizer's state, the best checkpoint, the exported student and all that the logger's files hold. Exits
+with 1 at the first difference.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from lightning_kd.callbacks import Resume
 from lightning_kd.cli import main
 from lightning_kd.datamodules import SyntheticDataModule
 
-__all__ = ["KINDS", "Differs", "Outcome", "interrupted", "make_teacher", "outcome", "same", "uninterrupted"]
+__all__ = ["KINDS", "DiffersError", "Outcome", "interrupted", "make_teacher", "outcome", "same", "uninterrupted"]
 
 _SHAPE = {
     "model_type": "bert",
@@ -69,7 +69,7 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]] = 
 _TIMEOUT = 600
 
 
-class Differs(AssertionError):
+class DiffersError(AssertionError):
     """What an interrupted run has that an uninterrupted one has not, or the other way round."""
 
 
@@ -171,7 +171,7 @@ def _forked(root: Path, work: Callable[[], None]) -> int:
         time.sleep(0.01)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    raise Differs(f"a run of {root} has not ended within {_TIMEOUT} s")
+    raise DiffersError(f"a run of {root} has not ended within {_TIMEOUT} s")
 
 
 def uninterrupted(root: Path, teacher: Path, kind: str) -> float:
@@ -179,7 +179,7 @@ def uninterrupted(root: Path, teacher: Path, kind: str) -> float:
     arguments = _arguments(root, teacher, kind)
     code = _forked(root, lambda: _timed(arguments, root / "seconds.json"))
     if code != 0:
-        raise Differs(f"an uninterrupted run ended with {code}: {(root / 'output.txt').read_text()[-3000:]}")
+        raise DiffersError(f"an uninterrupted run ended with {code}: {(root / 'output.txt').read_text()[-3000:]}")
     return float(json.loads((root / "seconds.json").read_text()))
 
 
@@ -222,12 +222,12 @@ def interrupted(
         code = _forked(root, lambda after=after: _killed(arguments, after, number))  # type: ignore[misc]
         codes.append(code)
         if code not in (0, -number, 128 + number):
-            raise Differs(f"a run ended with {code}: {(root / 'output.txt').read_text()[-3000:]}")
+            raise DiffersError(f"a run ended with {code}: {(root / 'output.txt').read_text()[-3000:]}")
         for file in root.rglob("*.ckpt"):
             torch.load(file, weights_only=True)  # or it is half a file
     code = _forked(root, lambda: main(arguments))
     if code != 0:
-        raise Differs(f"the last run ended with {code}: {(root / 'output.txt').read_text()[-3000:]}")
+        raise DiffersError(f"the last run ended with {code}: {(root / 'output.txt').read_text()[-3000:]}")
     return [*codes, code]
 
 
@@ -250,21 +250,21 @@ def same(one: Outcome, other: Outcome) -> None:
     """Refuse any difference.
 
     Raises:
-        Differs: With the first one.
+        DiffersError: With the first one.
     """
     for what in ("weights", "best_student"):
         for name, value in getattr(one, what).items():
             if not value.equal(getattr(other, what)[name]):
-                raise Differs(f"{what}: {name}, by {(value - getattr(other, what)[name]).abs().max():g}")
+                raise DiffersError(f"{what}: {name}, by {(value - getattr(other, what)[name]).abs().max():g}")
     for number, states in one.optimizer.items():
         for name, value in states.items():
             if not torch.as_tensor(value).equal(torch.as_tensor(other.optimizer[number][name])):
-                raise Differs(f"optimizer: {name} of parameter {number}")
+                raise DiffersError(f"optimizer: {name} of parameter {number}")
     if one.best_score != other.best_score:
-        raise Differs(f"best score: {one.best_score} and {other.best_score}")
+        raise DiffersError(f"best score: {one.best_score} and {other.best_score}")
     for place in sorted(one.history.keys() | other.history.keys()):
         if one.history.get(place) != other.history.get(place):
-            raise Differs(f"history: {place}: {one.history.get(place)} and {other.history.get(place)}")
+            raise DiffersError(f"history: {place}: {one.history.get(place)} and {other.history.get(place)}")
 
 
 def _main() -> None:
@@ -288,7 +288,7 @@ def _main() -> None:
             whole, parts = outcome(root / "whole"), outcome(root / "parts")
             try:
                 same(whole, parts)
-            except Differs as error:
+            except DiffersError as error:
                 print(f"{kind}: {error}")
                 sys.exit(1)
             found.append({"kind": kind, "signal": number.name, "interrupted": hit, "rows": len(whole.history)})

@@ -23,6 +23,7 @@ from test_cli import SHAPE, arguments
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")  # pytest's own stand in sys.argv
 
 Log = pytest.LogCaptureFixture
+Said = pytest.CaptureFixture[str]
 MODEL = {"student": {"from_scratch": True, "config": {**SHAPE, "num_hidden_layers": 1}}}
 EVERY_STEP = {
     "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
@@ -38,7 +39,7 @@ class RemoveOutputs(L.Callback):
             shutil.rmtree(trainer.default_root_dir)
 
 
-def fails(root: Path, capfd: pytest.CaptureFixture[str], code: int, *more: str, **trainer: Any) -> str:
+def fails(root: Path, capfd: Said, code: int, *more: str, **trainer: Any) -> str:
     """Run a fit that fails; the last line of what it says."""
     with pytest.raises(SystemExit) as ended:
         main(arguments(root, "fit", MODEL, *more, **{"callbacks": [EVERY_STEP], **trainer}))
@@ -61,7 +62,7 @@ def goes_on(root: Path, step: int, log: Log) -> None:
     assert (root / "student" / "model.safetensors").is_file()
 
 
-def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], log: Log) -> None:
+def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Said, log: Log) -> None:
     """Stops a full disk from ending in a traceback, or in a checkpoint that is half there."""
     written: list[int] = []
 
@@ -86,7 +87,7 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytes
         (100, "A file or folder of the run is gone: {root}/logs/version_0/metrics.csv."),
     ],
 )
-def test_removed_output_folder(every: int, gone: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], log: Log) -> None:
+def test_removed_output_folder(every: int, gone: str, tmp_path: Path, capfd: Said, log: Log) -> None:
     """Stops a run whose log cannot be written any more from ending without a checkpoint."""
     remove = {"class_path": "test_cli_failures.RemoveOutputs"}
     root = tmp_path / "run"
@@ -96,7 +97,7 @@ def test_removed_output_folder(every: int, gone: str, tmp_path: Path, capfd: pyt
     goes_on(root, 3, log)
 
 
-def test_dead_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], log: Log) -> None:
+def test_dead_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Said, log: Log) -> None:
     """Stops a worker that the system has ended from costing the steps since the last checkpoint."""
     collate: Callable[..., Any] = Collator.__call__
     calls: list[int] = []
@@ -115,7 +116,7 @@ def test_dead_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pyt
     goes_on(tmp_path, 1, log)
 
 
-def test_loss_of_nan(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_loss_of_nan(tmp_path: Path, capfd: Said) -> None:
     """Stops a traceback for a learning rate that is too high, and a checkpoint of what it has done."""
     said = fails(tmp_path, capfd, 1, "--model.optimizer.lr", "1e38", "--model.warmup", "0")
     assert "NaN or infinite" in said or "is nan in step" in said or "is inf in step" in said
@@ -124,7 +125,7 @@ def test_loss_of_nan(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "deepspeed_stage_2", "lightning.pytorch.strategies.FSDPStrategy"])
-def test_strategies_that_cut_the_model(strategy: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_strategies_that_cut_the_model(strategy: str, tmp_path: Path, capfd: Said) -> None:
     """Stops an error of another library about a strategy that cannot work here."""
     said = fails(tmp_path, capfd, 2, "--trainer.strategy", strategy)
     assert said.startswith(f"error: Expected argument `trainer.strategy` to be auto or ddp, but got '{strategy}'.")

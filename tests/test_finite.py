@@ -123,16 +123,16 @@ def test_refuses_to_save_weights_that_are_not_finite(
                 module.model.classifier.bias.data[0] = float("nan")
 
     callback = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_last=True)
-    with pytest.raises(NonFiniteError, match="student.classifier.bias among them, and are not saved"):
+    with pytest.raises(NonFiniteError, match=r"student\.classifier\.bias among them, and are not saved"):
         make_trainer(callbacks=[Break(), callback]).fit(distillation(), datamodule=glue())
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 1
     check_finite_weights(torch.nn.Identity())
 
 
-@pytest.mark.parametrize("name", ["fsdp", "fsdp_cpu_offload", "deepspeed_stage_3", "x.y.FSDPStrategy", "ModelParallelStrategy"])
+@pytest.mark.parametrize("name", ["fsdp", "fsdp_cpu_offload", "deepspeed_stage_3", "x.y.FSDPStrategy"])
 def test_refuses_to_cut_a_student_into_pieces(name: str) -> None:
     """Stops a training in a way that nobody has tried, with a teacher that every process holds whole."""
-    with pytest.raises(InputError, match="Expected argument `trainer.strategy` to be auto or ddp, but got"):
+    with pytest.raises(InputError, match=r"Expected argument `trainer\.strategy` to be auto or ddp, but got"):
         check_strategy(name)
 
 
@@ -140,7 +140,7 @@ def test_refuses_strategies_by_their_class_and_takes_others() -> None:
     """Stops a subclass from getting past, and DDP from being refused."""
     from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 
-    with pytest.raises(InputError, match="'FSDPStrategy'|'Own'"):
+    with pytest.raises(InputError, match="got 'Own'"):
         check_strategy(type("Own", (FSDPStrategy,), {}))
     for kind in (DDPStrategy, SingleDeviceStrategy, "auto", "ddp", "ddp_find_unused_parameters_true"):
         check_strategy(kind)

@@ -62,7 +62,8 @@ def configuration(root: Path, teacher: Path, batch_size: int, **shape: Any) -> d
     model = distilled(teacher)
     model["student"] = {"from_scratch": True, "config": {**STUDENT["config"], **shape}}  # type: ignore[dict-item]
     model["optimizer"] = {"class_path": "lightning_kd.optim.AdamW", "init_args": {"lr": 0.001}}
-    data = {**DATA, "init_args": {**DATA["init_args"], "num_train": 200, "num_validation": ROWS, "batch_size": batch_size}}  # type: ignore[dict-item]
+    sizes = {"num_train": 200, "num_validation": ROWS, "batch_size": batch_size}
+    data = {**DATA, "init_args": {**DATA["init_args"], **sizes}}  # type: ignore[dict-item]
     logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(root), "name": "logs"}}
     return {"model": model, "data": data, "trainer": {"max_epochs": 2, "log_every_n_steps": 1, "logger": logger}}
 
@@ -113,7 +114,8 @@ def cases() -> dict[str, tuple[MetricCollection, Callable[[list[int]], tuple[Ten
     logits = torch.randn(ROWS, 4, generator=draw)
     labels = torch.randint(0, 2, (ROWS, 4), generator=draw)
     long = torch.randint(0, 5, (ROWS, 9), generator=draw)
-    guessed = torch.where(torch.rand(ROWS, 9, generator=draw) < 0.6, long, torch.randint(0, 5, (ROWS, 9), generator=draw))
+    right = torch.rand(ROWS, 9, generator=draw) < 0.6
+    guessed = torch.where(right, long, torch.randint(0, 5, (ROWS, 9), generator=draw))
     surprise = torch.rand(ROWS, 9, generator=draw) * 5
     answers = torch.rand(ROWS, 3, generator=draw).round(decimals=2)
     answers[:, 2] = (answers[:, 2] > 0.3).float()

@@ -111,7 +111,7 @@ def run(tiny_model: Make, glue: Make, make_trainer: Make) -> Run:
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_goes_on_from_every_place(variant: str, run: Run, tmp_path: Path) -> None:
-    """Stops batches that come twice or never, a validation that is left out, other dropout, and other steps in the log."""
+    """Stops batches that come twice or never, a validation that is left out, other dropout, other steps in the log."""
     options = VARIANTS[variant]
     whole = run(tmp_path / "whole", [], **options)
     assert equal(whole, run(tmp_path / "saving", [SaveEverywhere(tmp_path / "all")], **options)), "saving changes it"
@@ -285,7 +285,8 @@ def test_last_is_the_newest_of_all_runs(make_trainer: Make, tmp_path: Path) -> N
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
         os.utime(file, (i, i))
-    assert last_checkpoint(trainer(callbacks=[ModelCheckpoint()])) == tmp_path / "logs/version_1/checkpoints/epoch=0.ckpt"
+    newest = tmp_path / "logs" / "version_1" / "checkpoints" / "epoch=0.ckpt"
+    assert last_checkpoint(trainer(callbacks=[ModelCheckpoint()])) == newest
     weights = ModelCheckpoint(tmp_path / "logs" / "version_1", save_weights_only=True)
     assert last_checkpoint(trainer(callbacks=[weights])) is None
     assert last_checkpoint(trainer(callbacks=[ModelCheckpoint(tmp_path / "logs" / "version_1")])) is not None

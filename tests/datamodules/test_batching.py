@@ -61,7 +61,7 @@ def test_ranks_share_the_batches_of_one_process(
             assert sizes == {1} and set(flat(shares)) == set(together)
 
 
-@given(lengths=row_lengths, batch_size=batch_sizes, world_size=world_sizes, shuffle=st.booleans(), start=st.integers(0, 9))
+@given(row_lengths, batch_sizes, world_sizes, st.booleans(), st.integers(0, 9))
 def test_starts_where_it_is_told_to(
     lengths: list[int], batch_size: int, world_size: int, shuffle: bool, start: int
 ) -> None:
