@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_kd._checks import RunError
 
-__all__ = ["FiniteCheck", "NonFiniteError", "check_finite_weights", "non_finite_teacher"]
+__all__ = ["FiniteCheck", "NonFiniteError", "non_finite_teacher"]
 
 #: Rows that a message names at most.
 _NAMED = 20
@@ -75,13 +75,18 @@ class FiniteCheck:
         if on_cpu:
             self._look(too_late=False)
 
-    def look(self) -> None:
-        """Look at the steps since the last time; waits for the device.
+    def look(self, module: nn.Module | None = None) -> None:
+        """Look at the steps since the last time, and at a module's weights; waits for the device.
+
+        Args:
+            module: If given, what is about to be saved.
 
         Raises:
-            NonFiniteError: If one of them was not finite.
+            NonFiniteError: If anything is not finite.
         """
         self._look(too_late=True)
+        if module is not None:
+            _check_weights(module)
 
     def _look(self, too_late: bool) -> None:
         steps, self._steps = self._steps, []
@@ -116,12 +121,7 @@ def non_finite_teacher(name: str, where: str, too_late: bool = False) -> NonFini
     )
 
 
-def check_finite_weights(module: nn.Module) -> None:
-    """Refuse to keep weights that are NaN or infinite.
-
-    Raises:
-        NonFiniteError: With the first one's name.
-    """
+def _check_weights(module: nn.Module) -> None:
     parameters = dict(module.named_parameters())
     if not parameters:
         return

@@ -28,7 +28,7 @@ from lightning_kd.compatibility import (
 from lightning_kd.embeddings import start_embeddings
 from lightning_kd.ensemble import Ensemble
 from lightning_kd.features import FeatureCapture
-from lightning_kd.finite import FiniteCheck, check_finite_weights
+from lightning_kd.finite import FiniteCheck
 from lightning_kd.logit_cache import CachedLogits
 from lightning_kd.losses import DistillationLoss
 from lightning_kd.models import ModelSource, count_parameters, load_config, load_model
@@ -379,8 +379,7 @@ class DistillationModule(L.LightningModule):
     # ---------------------------------------------------------------------------------------------- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._finite.look()
-        check_finite_weights(self)
+        self._finite.look(self)
         checkpoint["student_config"] = self.model.config.to_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

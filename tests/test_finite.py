@@ -16,7 +16,7 @@ from lightning_kd import DistillationModule, InputError
 from lightning_kd._checks import RunError
 from lightning_kd.callbacks import TeacherCache
 from lightning_kd.compatibility import check_strategy
-from lightning_kd.finite import FiniteCheck, NonFiniteError, check_finite_weights
+from lightning_kd.finite import FiniteCheck, NonFiniteError
 from lightning_kd.losses import DistillationLoss, SoftTargetKL
 from lightning_kd.outputs import LossInputs
 
@@ -126,7 +126,7 @@ def test_refuses_to_save_weights_that_are_not_finite(
     with pytest.raises(NonFiniteError, match=r"student\.classifier\.bias among them, and are not saved"):
         make_trainer(callbacks=[Break(), callback]).fit(distillation(), datamodule=glue())
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 1
-    check_finite_weights(torch.nn.Identity())
+    FiniteCheck().look(torch.nn.Identity())
 
 
 @pytest.mark.parametrize("name", ["fsdp", "fsdp_cpu_offload", "deepspeed_stage_3", "x.y.FSDPStrategy"])
