@@ -80,7 +80,8 @@ class DistillationCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not one of the user's
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        callbacks_of(trainer).append(Resume())
+        if not any(isinstance(callback, Resume) for callback in callbacks_of(trainer)):
+            callbacks_of(trainer).append(Resume())
         # The float student is written first: it is there, whatever a quantizer does. Teachers run over all rows last,
         # once whatever can be refused before the first batch has been.
         order = {Resume: -1, StudentExport: 0, TeacherCache: 2}
