@@ -78,7 +78,7 @@ class SequenceClassification(Task):
 
     def _known_metrics(self, num_outputs: int) -> dict[str, Callable[[], Metric]]:
         if num_outputs == 1:
-            return {"pearson": PearsonCorrCoef, "spearman": SpearmanCorrCoef}
+            return {"pearson": lambda: PearsonCorrCoef().set_dtype(torch.float64), "spearman": SpearmanCorrCoef}
         known: dict[str, Callable[[], Metric]] = {
             "accuracy": lambda: MulticlassAccuracy(num_outputs, average="micro"),
             "matthews": lambda: MatthewsCorrCoef(num_outputs),
