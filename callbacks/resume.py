@@ -19,6 +19,7 @@ from torch import distributed
 
 from lightning_kd._checks import InputError, RunError
 from lightning_kd.callbacks._fit_end import is_trial
+from lightning_kd.finite import NonFiniteError
 
 __all__ = ["Resume", "last_checkpoint"]
 
@@ -221,7 +222,8 @@ class Resume(L.Callback):
         self._failed = True
         terminated = isinstance(exception, SIGTERMException)
         last = None
-        if trainer.checkpoint_callbacks and (terminated or (self._whole and trainer.world_size == 1)):
+        whole = self._whole and not (isinstance(exception, NonFiniteError) and exception.too_late)
+        if trainer.checkpoint_callbacks and (terminated or (whole and trainer.world_size == 1)):
             try:
                 last = _last_path(trainer)
                 trainer.save_checkpoint(last)

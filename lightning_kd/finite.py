@@ -12,6 +12,9 @@ from lightning_kd._checks import RunError
 
 __all__ = ["FiniteCheck", "NonFiniteError", "non_finite_teacher"]
 
+#: Steps that are kept unseen at most.
+_KEPT = 1000
+
 #: Rows that a message names at most.
 _NAMED = 20
 
@@ -72,8 +75,8 @@ class FiniteCheck:
         sums = [sum(each.detach().float().sum() * 0 for each in logits.values()) for logits in teacher_logits.values()]
         values = torch.stack([*values, *(torch.as_tensor(each, device=values.device) for each in sums)])
         self._steps.append(_Step([*losses, *(f"teacher {name}" for name in teacher_logits)], values, index, where))
-        if on_cpu:
-            self._look(too_late=False)
+        if on_cpu or len(self._steps) == _KEPT:
+            self._look(too_late=not on_cpu)
 
     def look(self, module: nn.Module | None = None) -> None:
         """Look at the steps since the last time, and at a module's weights; waits for the device.
