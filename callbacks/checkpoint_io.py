@@ -47,8 +47,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(final)
-        except OSError as error:
+        except BaseException as error:  # a dead worker, too, is told of by a signal, wherever the process is
             partial.unlink(missing_ok=True)
-            if error.filename is None:
+            if isinstance(error, OSError) and error.filename is None:
                 error.filename = str(final)
             raise

@@ -82,7 +82,7 @@ class Resume(L.Callback):
             The random state there, unless it is that of now.
         """
         loop = trainer.fit_loop.epoch_loop
-        now = loop.batch_progress.current
+        now: Any = loop.batch_progress.current
         evaluation = loops["epoch_loop.val_loop.batch_progress"]
         for counted in (evaluation["total"], evaluation["current"]):
             counted.update(ready=0, started=0, processed=0, completed=0)
@@ -237,7 +237,7 @@ class Resume(L.Callback):
 
     def _on_signal(self, trainer: L.Trainer, signum: int) -> None:
         if not self._terminated and trainer.strategy.launcher is not None:
-            trainer.strategy.launcher.kill(signum)  # type: ignore[arg-type]  # SIGTERM
+            trainer.strategy.launcher.kill(signum)
         self._terminated = True
 
     @staticmethod
