@@ -14,10 +14,11 @@ from datasets import ClassLabel, Dataset
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lightning_kd._checks import InputError, expected, nearest
-from lightning_kd.datamodules.batching import BatchLoader, BucketBatchSampler, Collator, TokenizedRows
+from lightning_kd.datamodules.batching import BatchLoader, BucketBatchSampler, Collator, TokenizedRows, loader_options
 from lightning_kd.datamodules.holdout import hold_out
 from lightning_kd.models import check_folder
 
@@ -303,7 +304,7 @@ class TransformerDataModule(L.LightningDataModule):
         chosen = cast(Dataset, self.load_split(split)).select(self._rows[name].index)
         return list(zip(*(list(chosen[column]) for column in self.text_columns), strict=True))
 
-    def _loader(self, name: str, shuffle: bool = False) -> BatchLoader:
+    def _loader(self, name: str, shuffle: bool = False) -> DataLoader[Any]:
         assert self.tokenizer is not None  # noqa: S101  # set in setup
         rows = self._rows[name]
         trainer = self.trainer
@@ -316,7 +317,9 @@ class TransformerDataModule(L.LightningDataModule):
             trainer.global_rank if trainer else 0,
         )
         collate = Collator(rows, cast(int, self.tokenizer.pad_token_id), with_texts=name == "predict")
-        return BatchLoader(rows, sampler, collate, self.num_workers, self._position if shuffle else None)
+        if shuffle:
+            return BatchLoader(rows, sampler, collate, self.num_workers, self._position)
+        return DataLoader(**loader_options(rows, sampler, collate, self.num_workers))
 
     def _position(self, loader: BatchLoader) -> int:
         """How many batches of the epoch the trainer is through with, if it is this loader that it trains on."""
@@ -326,16 +329,16 @@ class TransformerDataModule(L.LightningDataModule):
         done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         return done if done < trainer.num_training_batches else len(loader)
 
-    def train_dataloader(self) -> BatchLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         return self._loader("train", shuffle=True)
 
-    def val_dataloader(self) -> list[BatchLoader]:
+    def val_dataloader(self) -> list[DataLoader[Any]]:
         return [self._loader(split) for split in self.validation_splits]
 
-    def test_dataloader(self) -> BatchLoader:
+    def test_dataloader(self) -> DataLoader[Any]:
         return self._loader("test")
 
-    def predict_dataloader(self) -> BatchLoader:
+    def predict_dataloader(self) -> DataLoader[Any]:
         return self._loader("predict")
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from lightning_kd._checks import expected
 from lightning_kd.tasks.windows import padded
 from lightning_kd.tasks.words import joined, piece_spans
 
-__all__ = ["BatchLoader", "BucketBatchSampler", "Collator", "TokenizedRows"]
+__all__ = ["BatchLoader", "BucketBatchSampler", "Collator", "TokenizedRows", "loader_options"]
 
 #: A training batch is drawn from this many batches' worth of shuffled rows, sorted by length.
 _POOL = 50
@@ -222,16 +222,7 @@ class BatchLoader(DataLoader[Any]):
         num_workers: int = 0,
         position: Callable[[BatchLoader], int] | None = None,
     ) -> None:
-        super().__init__(
-            cast(Any, rows),
-            batch_size=None,
-            sampler=cast(Any, sampler),
-            collate_fn=collate,
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            # kept workers take a seed once, in a resumed run at another time: not out of the training's random numbers
-            generator=torch.Generator() if num_workers else None,
-        )
+        super().__init__(**loader_options(rows, sampler, collate, num_workers))
         self.batches = sampler
         self.position = position
 
@@ -249,3 +240,19 @@ class BatchLoader(DataLoader[Any]):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing, as :meth:`state_dict`."""
+
+
+def loader_options(
+    rows: TokenizedRows, sampler: BucketBatchSampler, collate: Collator, num_workers: int
+) -> dict[str, Any]:
+    """What makes a ``DataLoader`` hand out the sampler's batches."""
+    return {
+        "dataset": rows,  # which hands row numbers to the collator
+        "batch_size": None,
+        "sampler": sampler,
+        "collate_fn": collate,
+        "num_workers": num_workers,
+        "persistent_workers": num_workers > 0,
+        # kept workers take a seed once, in a resumed run at another time: not out of the training's random numbers
+        "generator": torch.Generator() if num_workers else None,
+    }
