@@ -46,6 +46,8 @@ class PerTask(L.Callback):
         (True, False)
     """
 
+    of_whole_run = True  # it passes on to those that are not
+
     def __init__(self, callback: L.Callback, tasks: list[str] | None = None) -> None:
         if isinstance(callback, Theseus):
             raise InputError(

@@ -16,8 +16,9 @@ from rich.progress import track
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightning_kd._checks import InputError, expected
+from lightning_kd._checks import InputError, RunError, expected
 from lightning_kd.callbacks._fit_end import data_of, is_trial, on_rank_zero, output_path
+from lightning_kd.finite import non_finite_teacher
 from lightning_kd.logit_cache import (
     CachedLogits,
     LogitWriter,
@@ -126,7 +127,7 @@ class TeacherCache(L.Callback):
         model.to(module.device)  # type: ignore[arg-type]  # a device is one
         rows = self._rows(trainer, name)
         writer = LogitWriter(self._folder(trainer, name), rows, identity, self.dtype, self.top_k)
-        run = _Run(trainer, module, model, name)
+        run = _Run(trainer, module, model, name, self.dtype)
 
         def prepare() -> None:
             writer.prepare({key: (module.task.per_token, values[0]) for key, values in run([0]).items()})
@@ -149,12 +150,15 @@ class TeacherCache(L.Callback):
 class _Run:
     """A teacher on training rows, as a training step would run it."""
 
-    def __init__(self, trainer: L.Trainer, module: DistillationModule, model: PreTrainedModel, name: str) -> None:
+    def __init__(
+        self, trainer: L.Trainer, module: DistillationModule, model: PreTrainedModel, name: str, dtype: Stored
+    ) -> None:
         self.trainer = trainer
         self.task: Task = module.task
         self.device = module.device
         self.model = model
         self.name = name
+        self.dtype = dtype
 
     @torch.no_grad()
     def __call__(self, places: Sequence[int]) -> dict[str, Tensor]:
@@ -165,9 +169,24 @@ class _Run:
         with self.trainer.precision_plugin.forward_context():
             logits = self.task.logits(self.model(**inputs))
         mask = own["attention_mask"].bool()
-        return {
+        found = {
             key: values[mask.to(values.device)] if self.task.per_token else values for key, values in logits.items()
         }
+        self._check(found, batch["index"])
+        return found
+
+    def _check(self, logits: Mapping[str, Tensor], index: Tensor) -> None:
+        """Refuse what no loss could be made of; minus infinity, a probability of 0, is none of it."""
+        infinite = {"nan": torch.inf, "posinf": torch.inf, "neginf": 0.0}
+        largest = max(float(values.float().nan_to_num(**infinite).max()) for values in logits.values())
+        where = f"among the training rows {int(index.min())} to {int(index.max())}"
+        if largest == torch.inf:
+            raise non_finite_teacher(self.name, where)
+        if self.dtype == "float16" and largest > torch.finfo(torch.float16).max:
+            raise RunError(
+                f"The teacher {self.name!r} gives logits of up to {largest:.0f} {where}, which float16 cannot hold: "
+                "give TeacherCache dtype float32."
+            )
 
     def batches(self, places: range, rows: Rows) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
         """All of some rows, those of like length together."""

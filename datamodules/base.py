@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lightning_kd._checks import InputError, expected, nearest
-from lightning_kd.datamodules.batching import BucketBatchSampler, Collator, TokenizedRows
+from lightning_kd.datamodules.batching import BatchLoader, BucketBatchSampler, Collator, TokenizedRows, loader_options
 from lightning_kd.datamodules.holdout import hold_out
 from lightning_kd.models import check_folder
 
@@ -313,7 +313,7 @@ class TransformerDataModule(L.LightningDataModule):
         chosen = cast(Dataset, self.load_split(split)).select(self._rows[name].index)
         return list(zip(*(list(chosen[column]) for column in self.text_columns), strict=True))
 
-    def _loader(self, name: str, shuffle: bool = False) -> DataLoader[dict[str, Tensor]]:
+    def _loader(self, name: str, shuffle: bool = False) -> DataLoader[Any]:
         assert self.tokenizer is not None  # noqa: S101  # set in setup
         rows = self._rows[name]
         trainer = self.trainer
@@ -325,25 +325,29 @@ class TransformerDataModule(L.LightningDataModule):
             trainer.world_size if trainer else 1,
             trainer.global_rank if trainer else 0,
         )
-        return DataLoader(
-            cast(Any, rows),  # which hands row numbers to the collator
-            batch_size=None,
-            sampler=sampler,
-            collate_fn=Collator(rows, cast(int, self.tokenizer.pad_token_id), with_texts=name == "predict"),
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
+        collate = Collator(rows, cast(int, self.tokenizer.pad_token_id), with_texts=name == "predict")
+        if shuffle:
+            return BatchLoader(rows, sampler, collate, self.num_workers, self._position)
+        return DataLoader(**loader_options(rows, sampler, collate, self.num_workers))
 
-    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+    def _position(self, loader: BatchLoader) -> int:
+        """How many batches of the epoch the trainer is through with, if it is this loader that it trains on."""
+        trainer = self.trainer
+        if trainer is None or not trainer.training or trainer.train_dataloader is not loader:
+            return 0
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return done if done < trainer.num_training_batches else len(loader)
+
+    def train_dataloader(self) -> DataLoader[Any]:
         return self._loader("train", shuffle=True)
 
-    def val_dataloader(self) -> list[DataLoader[dict[str, Tensor]]]:
+    def val_dataloader(self) -> list[DataLoader[Any]]:
         return [self._loader(split) for split in self.validation_splits]
 
-    def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+    def test_dataloader(self) -> DataLoader[Any]:
         return self._loader("test")
 
-    def predict_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+    def predict_dataloader(self) -> DataLoader[Any]:
         return self._loader("predict")
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import cycle, islice
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from lightning_kd._checks import expected
 from lightning_kd.tasks.windows import padded
 from lightning_kd.tasks.words import joined, piece_spans
 
-__all__ = ["BucketBatchSampler", "Collator", "TokenizedRows"]
+__all__ = ["BatchLoader", "BucketBatchSampler", "Collator", "TokenizedRows", "loader_options"]
 
 #: A training batch is drawn from this many batches' worth of shuffled rows, sorted by length.
 _POOL = 50
@@ -125,15 +125,18 @@ class BucketBatchSampler(DistributedSampler[list[int]]):
     """Batches of rows of like length, in an order that depends on seed and epoch alone.
 
     To train, the rows are shuffled, sorted by length within pools of 50 batches, cut into batches, and the batches
-    shuffled. Every rank gets the same number of batches; a few may be repeated for that. To evaluate, the rows are
-    sorted by length, and every row comes exactly once on exactly one rank; batches are smaller where there would be
-    fewer of them than ranks.
+    shuffled. A batch is that of all ranks together, ``batch_size * num_replicas`` rows, and each rank takes its share
+    of it, so that two processes with 16 rows each train on what one with 32 does, step by step. Where the last batch
+    has fewer rows than there are ranks, some of them come twice.
+
+    To evaluate, the rows are sorted by length, and every row comes exactly once on exactly one rank; batches are
+    smaller where there would be fewer of them than ranks.
 
     Being a ``DistributedSampler``, it is left in place by the trainer, which tells it the epoch.
 
     Args:
         lengths: ``(rows,)``, tokens in each row.
-        batch_size: Rows in a batch.
+        batch_size: Rows in a batch of one rank.
         shuffle: To train.
         seed: Of the order.
         num_replicas: Processes.
@@ -160,26 +163,32 @@ class BucketBatchSampler(DistributedSampler[list[int]]):
         self.num_replicas = num_replicas
         self.rank = rank
         self.epoch = 0
+        #: Batches of the epoch that are left out at its beginning: those that an interrupted run has trained on.
+        self.start = 0
 
     def __iter__(self) -> Iterator[list[int]]:
-        # A generator, so that the epoch is read with the first batch: on a resume the trainer makes the iterator before
-        # it tells the epoch.
         batches = self._batches()
-        if self.shuffle:  # there may be fewer batches than ranks: go round more than once
-            batches += list(islice(cycle(batches), -len(batches) % self.num_replicas))
-        yield from batches[self.rank :: self.num_replicas]
+        if self.shuffle:
+            batches = [self._share(rows) for rows in batches]
+        else:
+            batches = batches[self.rank :: self.num_replicas]
+        yield from islice(batches, self.start, None)
+
+    def _share(self, rows: list[int]) -> list[int]:
+        """What this rank takes of a batch: every n-th row, so that the ranks get rows of like length."""
+        return rows[self.rank :: self.num_replicas] or [rows[self.rank % len(rows)]]
 
     def __len__(self) -> int:
-        total = -(-len(self.lengths) // self.batch_size)
         if self.shuffle:
-            return -(-total // self.num_replicas)
-        return len(range(self.rank, total, self.num_replicas))
+            return -(-len(self.lengths) // (self.batch_size * self.num_replicas))
+        return len(range(self.rank, -(-len(self.lengths) // self.batch_size), self.num_replicas))
 
     def _batches(self) -> list[list[int]]:
-        size = self.batch_size
         if not self.shuffle:
+            size = self.batch_size
             order = np.argsort(self.lengths, kind="stable")
             return [order[i : i + size].tolist() for i in range(0, len(order), size)]
+        size = self.batch_size * self.num_replicas
         generator = np.random.default_rng((self.seed, self.epoch))
         order = generator.permutation(len(self.lengths))
         batches = []
@@ -188,3 +197,62 @@ class BucketBatchSampler(DistributedSampler[list[int]]):
             pool = pool[np.argsort(self.lengths[pool], kind="stable")]
             batches += [pool[i : i + size].tolist() for i in range(0, len(pool), size)]
         return [batches[i] for i in generator.permutation(len(batches))]
+
+
+class BatchLoader(DataLoader[Any]):
+    """Hands out the batches of a :class:`BucketBatchSampler`, from the one on that a resumed run has to go on with.
+
+    What workers have fetched ahead does not count: how many batches have been trained on is the trainer's to say, when
+    the first one is asked for. The trainer makes the iterator of a resumed run before it tells the sampler the epoch,
+    so nothing is drawn until then.
+
+    Args:
+        rows: The rows, which hand their numbers to the collator.
+        sampler: Of the batches.
+        collate: Makes a batch of them.
+        num_workers: Processes that collate; they are kept.
+        position: Says how many batches of the epoch are done; none unless given.
+    """
+
+    def __init__(
+        self,
+        rows: TokenizedRows,
+        sampler: BucketBatchSampler,
+        collate: Collator,
+        num_workers: int = 0,
+        position: Callable[[BatchLoader], int] | None = None,
+    ) -> None:
+        super().__init__(**loader_options(rows, sampler, collate, num_workers))
+        self.batches = sampler
+        self.position = position
+
+    def __iter__(self) -> Any:
+        self.batches.start = 0 if self.position is None else self.position(self)
+        state = torch.get_rng_state()
+        iterator = super().__iter__()
+        if self.batches.start:  # an iterator uses up a random number, but an uninterrupted run would not make one here
+            torch.set_rng_state(state)
+        yield from iterator
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the trainer counts the batches itself, but warns of a loader without this method."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing, as :meth:`state_dict`."""
+
+
+def loader_options(
+    rows: TokenizedRows, sampler: BucketBatchSampler, collate: Collator, num_workers: int
+) -> dict[str, Any]:
+    """What makes a ``DataLoader`` hand out the sampler's batches."""
+    return {
+        "dataset": rows,  # which hands row numbers to the collator
+        "batch_size": None,
+        "sampler": sampler,
+        "collate_fn": collate,
+        "num_workers": num_workers,
+        "persistent_workers": num_workers > 0,
+        # kept workers take a seed once, in a resumed run at another time: not out of the training's random numbers
+        "generator": torch.Generator() if num_workers else None,
+    }

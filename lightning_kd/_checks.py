@@ -6,11 +6,15 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["InputError", "check_positive", "check_range", "expected", "nearest"]
+__all__ = ["InputError", "RunError", "check_positive", "check_range", "expected", "nearest"]
 
 
 class InputError(ValueError):
     """A value that the user gave and can mend; the command line prints it as one sentence, without a traceback."""
+
+
+class RunError(RuntimeError):
+    """What ends a run that was right when it began; the command line prints it as one sentence, too."""
 
 
 def expected(name: str, what: str, got: Any, way_out: str = "") -> InputError:

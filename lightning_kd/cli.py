@@ -17,19 +17,32 @@ from typing import Any, NoReturn
 import lightning as L
 import yaml  # type: ignore[import-untyped]  # jsonargparse's
 from jsonargparse import Namespace
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from transformers.utils import logging as transformers_logging
 
 from lightning_kd import describe
 from lightning_kd._checks import InputError, expected, nearest
-from lightning_kd.callbacks import CompressionReport, PerTask, PredictionWriter, StudentExport, TeacherCache
+from lightning_kd.callbacks import (
+    AtomicCheckpointIO,
+    CompressionReport,
+    PerTask,
+    PredictionWriter,
+    Resume,
+    StudentExport,
+    TeacherCache,
+)
 from lightning_kd.callbacks._fit_end import callbacks_of
+from lightning_kd.callbacks.resume import last_checkpoint
 from lightning_kd.checkpoints import check_checkpoint
+from lightning_kd.compatibility import check_strategy
 from lightning_kd.models import ModelSource, has_tokenizer, load_config
 from lightning_kd.module import DistillationModule
 from lightning_kd.multi_task import MultiTaskModule, is_for_one_task
 from lightning_kd.trainer import CompressionTrainer
-from lightning_kd.typed import Typed, error_sentence, sentence_of, trainer_words
+from lightning_kd.typed import Typed, error_sentence, run_sentence, sentence_of, trainer_words
 
 __all__ = ["DistillationCLI", "main"]
 
@@ -117,9 +130,13 @@ class DistillationCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not one of the user's
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        if not any(isinstance(callback, Resume) for callback in callbacks_of(trainer)):
+            callbacks_of(trainer).append(Resume())
         # The float student is written first: it is there, whatever a quantizer does. Teachers run over all rows last,
         # once whatever can be refused before the first batch has been.
-        order = {StudentExport: 0, _LogConfig: 2, TeacherCache: 3}
+        order = {Resume: -1, StudentExport: 0, _LogConfig: 2, TeacherCache: 3}
         callbacks = callbacks_of(trainer)
         callbacks.sort(key=lambda one: order.get(type(one.callback if isinstance(one, PerTask) else one), 1))
         if isinstance(self.model, MultiTaskModule):
@@ -141,6 +158,8 @@ class DistillationCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        strategy = config.trainer.strategy  # before the trainer looks for what it needs
+        check_strategy(strategy if isinstance(strategy, str) else strategy.class_path)
         tasks, datas = config.model.get("tasks"), config.data.init_args.get("tasks")
         if tasks is None or datas is None:
             self._follow(config.data.init_args, config.model.student, config.model.get("teachers"), "model")
@@ -162,6 +181,21 @@ class DistillationCLI(LightningCLI):
                 load_config(ModelSource(**vars(source)), f"{role}.teachers.{name}")
                 if source.path is not None and has_tokenizer(source.path):
                     options.teacher_tokenizers[name] = source.path
+
+    def before_fit(self) -> None:
+        """Find what ``--ckpt_path last`` names, over all earlier runs, and go on in its folder."""
+        config = self.config_init[self.subcommand]
+        if config.ckpt_path != "last":
+            return
+        last = last_checkpoint(self.trainer)
+        config.ckpt_path = None if last is None else str(last)
+        if last is None:
+            rank_zero_info("There is no checkpoint to go on from yet: the training starts from its beginning")
+            return
+        check_checkpoint("ckpt_path", str(last))
+        for callback in self.trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(last.parent)
 
 
 def _has_tasks(args: ArgsType) -> bool:
@@ -280,10 +314,11 @@ def main(args: ArgsType = None) -> None:
             DistillationCLI(args)
     except Exception as error:
         sentence = error_sentence(error, typed)
-        if sentence is None or os.environ.get(_TRACEBACK):
+        ended = run_sentence(error) if sentence is None else None
+        if (sentence is None and ended is None) or os.environ.get(_TRACEBACK):
             raise
-        print(f"error: {typed.in_words(sentence) if typed else sentence}", file=sys.stderr)
-        sys.exit(2)
+        print(f"error: {ended or (typed.in_words(sentence) if typed else sentence)}", file=sys.stderr)
+        sys.exit(2 if ended is None else 1)
     finally:
         _Parser.typed = None
 

@@ -19,11 +19,33 @@ __all__ = [
     "check_loss",
     "check_loss_teachers",
     "check_state",
+    "check_strategy",
     "check_task",
     "check_terms",
     "check_vocabulary",
     "label_names_of",
 ]
+
+
+#: Strategies that cut a model into pieces, by the class's name or the name that the trainer knows them by.
+_SHARDED = ("fsdp", "deepspeed", "modelparallel")
+
+
+def check_strategy(strategy: str | type) -> None:
+    """Refuse to train a student in pieces, which nothing here has been tried with.
+
+    Args:
+        strategy: The class, or how the trainer's option names it.
+    """
+    names = [strategy] if isinstance(strategy, str) else [base.__name__ for base in strategy.__mro__]
+    if any(name.rpartition(".")[2].lower().replace("_", "").startswith(_SHARDED) for name in names):
+        raise expected(
+            "trainer.strategy",
+            "auto or ddp",
+            names[0],
+            "A student fits on one device. A teacher that does not fit beside it: give it dtype: bfloat16, or have its "
+            "logits cached (lightning_kd.callbacks.TeacherCache).",
+        )
 
 
 def label_names_of(config: PretrainedConfig) -> list[str] | None:

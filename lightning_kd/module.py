@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import lightning as L
+import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from lightning_kd.compatibility import (
     check_loss,
     check_loss_teachers,
     check_state,
+    check_strategy,
     check_task,
     check_terms,
     check_vocabulary,
@@ -28,6 +30,7 @@ from lightning_kd.compatibility import (
 from lightning_kd.embeddings import start_embeddings
 from lightning_kd.ensemble import Ensemble
 from lightning_kd.features import FeatureCapture
+from lightning_kd.finite import FiniteCheck
 from lightning_kd.folders import FORMAT, check_format
 from lightning_kd.logit_cache import CachedLogits
 from lightning_kd.losses import DistillationLoss
@@ -118,6 +121,7 @@ class DistillationModule(L.LightningModule):
         self._open_cache: OpenCache | None = None
         self._built: set[str] = set()
         self._capture: FeatureCapture | None = None  # the student's
+        self._finite = FiniteCheck()
         self.save_hyperparameters(ignore=["losses", "optimizer", "lr_scheduler"])
         if "_instantiator" not in self.hparams:  # made by hand rather than by the command line: keep it plain, too
             self.hparams["student"] = dataclasses.asdict(student)
@@ -176,6 +180,7 @@ class DistillationModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Load the models and check that everything fits, before the first batch."""
+        check_strategy(type(self.trainer.strategy))
         self._build_student(whole=stage != "fit" and self.trainer.ckpt_path is None)
         self.task = self.task.with_config(self.model.config)
         self.task.check(self.trainer.datamodule)  # type: ignore[attr-defined]  # set by the trainer
@@ -190,7 +195,8 @@ class DistillationModule(L.LightningModule):
             names += [name for name in self.task.detailed_metrics(label_names) if name not in names]
         for loader_name in self._data("evaluation_names", [""]):
             metrics = self.task.metrics(names, label_names)
-            metrics.add_metrics({"loss": MeanMetric()})
+            # in double precision a sum does not depend on which process had which rows
+            metrics.add_metrics({"loss": MeanMetric().set_dtype(torch.float64)})
             self.metrics[f"metrics_{loader_name}"] = metrics
 
     def _data(self, attribute: str, default: Any) -> Any:
@@ -304,24 +310,26 @@ class DistillationModule(L.LightningModule):
         hard = self.task.hard_label_loss(student.logits, batch)
         total = self.hard_label_weight * hard
         terms: dict[str, Tensor] = {}
+        place = self.trainer.current_epoch, batch_idx
         if self.losses:
-            place = self.trainer.current_epoch, batch_idx
             seen = self._teachers.loss_inputs(list(self.losses), student, batch, inputs, self.temperature, place)
             for name, loss in self.losses.items():
                 terms[name] = loss(seen[name])
                 total = total + self.loss_weights[name] * terms[name]  # a weight of 0 is multiplied: DDP needs the path
+        losses = {"hard": hard, **terms, "train/loss": total}
+        self._finite.add(losses, self._teachers.take_logits(), batch["index"], (*place, self.trainer.global_step))
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by the trainer's connector
         if (self.trainer.global_step + 1) % max(1, every) == 0:
-            self._log_step(total, hard, terms)
+            self._finite.look()
+            self._log_step(losses)
         return total
 
-    def _log_step(self, total: Tensor, hard: Tensor, terms: Mapping[str, Tensor]) -> None:
-        losses = {"train/loss": total, "train/loss/hard": hard}
-        losses.update({f"train/loss/{name}": value for name, value in terms.items()})
-        self.log_dict({name: value.detach() for name, value in losses.items()}, prog_bar=True)
+    def _log_step(self, losses: Mapping[str, Tensor]) -> None:
+        named = {n if n == "train/loss" else f"train/loss/{n}": value.detach() for n, value in losses.items()}
+        self.log_dict(named, prog_bar=True, sync_dist=True)  # of the batch of all processes
         settings = {f"train/weight/{name}": weight for name, weight in self.loss_weights.items()}
         settings["train/weight/hard"] = self.hard_label_weight
-        if terms:
+        if self.losses:
             settings["train/temperature"] = self.temperature
         settings["train/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log_dict(settings)
@@ -376,6 +384,7 @@ class DistillationModule(L.LightningModule):
         return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._finite.look(self)
         checkpoint["student_config"] = self.model.config.to_dict()
         checkpoint["lightning_kd_format"] = FORMAT
 

@@ -103,9 +103,9 @@ class TaskTrainer:
 
 
 def is_for_one_task(callback: L.Callback) -> bool:
-    """Whether a callback works on the module of one task: all of this library's do, but the one that passes on."""
+    """Whether a callback works on the module of one task: all of this library's do, but those that say otherwise."""
     own = any(kind.__module__.startswith("lightning_kd.callbacks") for kind in type(callback).__mro__)
-    return own and not hasattr(callback, "for_task")
+    return own and not getattr(callback, "of_whole_run", False)
 
 
 class _OneTask(DistillationModule):

@@ -44,6 +44,7 @@ class Teachers:
         self.models: dict[str, PreTrainedModel] = {}
         self._cached: dict[str, CachedLogits] = {}
         self._captures: dict[str, FeatureCapture] = {}
+        self._logits: dict[str, Mapping[str, Tensor]] = {}
 
     def of(self, loss: str) -> list[str]:
         """The teachers that a loss learns from: one alone, or all together."""
@@ -123,6 +124,7 @@ class Teachers:
         among = {loss: tuple(self.of(loss)) if loss in self.loss_teachers else together for loss in losses}
         names = dict.fromkeys(name for each in among.values() for name in each)
         features = {name: self._features(name, batch, inputs) for name in names}
+        self._logits = {name: each.logits for name, each in features.items()}
         logit_masks, hard_labels = self.task.logit_masks(batch), self.task.hard_labels(batch)
         class_masks = self.task.class_masks(batch)
         found: dict[tuple[str, ...], LossInputs] = {}
@@ -152,6 +154,11 @@ class Teachers:
                 class_masks=class_masks,
             )
         return {loss: found[each] for loss, each in among.items()}
+
+    def take_logits(self) -> dict[str, Mapping[str, Tensor]]:
+        """The logits of the last batch by the teacher's name, once."""
+        logits, self._logits = self._logits, {}
+        return logits
 
     @torch.no_grad()  # not inference_mode: its tensors break the backward pass of a projection
     def _features(self, name: str, batch: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> Features:

@@ -16,9 +16,9 @@ import lightning as L
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lightning_kd._checks import InputError, expected, nearest
+from lightning_kd._checks import InputError, RunError, expected, nearest
 
-__all__ = ["Typed", "error_sentence", "sentence_of", "trainer_words"]
+__all__ = ["Typed", "error_sentence", "run_sentence", "sentence_of", "trainer_words"]
 
 #: What a user calls the types that a value can have.
 _TYPES = {
@@ -39,8 +39,14 @@ _MENDABLE = {
     errno.ENOTDIR,
     errno.EISDIR,
     errno.EEXIST,
-    errno.ENOSPC,
-    errno.EROFS,
+}
+#: What a disk or a folder can answer in the middle of a run.
+_DISK = {
+    errno.ENOSPC: "The disk is full",
+    errno.EDQUOT: "The disk quota is used up",
+    errno.ENOENT: "A file or folder of the run is gone",
+    errno.EROFS: "The disk cannot be written to",
+    errno.EIO: "The disk does not answer",
 }
 
 
@@ -275,8 +281,25 @@ def error_sentence(error: BaseException, typed: Typed | None = None) -> str | No
     if isinstance(error, OSError) and error.errno in _MENDABLE and error.filename is not None:
         path = str(error.filename)
         place = typed.place_of_path(path) if typed else None
+        if place is None and error.errno in _DISK:
+            return None
         what = f"Expected argument `{place}` to be a path" if place else f"Expected {path} to be a path"
         return f"{what} that can be read and written, but got: {error.strerror}, {path}."
+    return None
+
+
+def run_sentence(error: BaseException) -> str | None:
+    """What has ended a run that was right when it began, if it is known."""
+    if isinstance(error, RunError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return f"{_DISK[error.errno]}{'' if error.filename is None else f': {error.filename}'}."
+    what = str(error).splitlines()[0] if str(error) else ""
+    if isinstance(error, RuntimeError) and what.startswith("DataLoader worker (pid"):
+        return (
+            f"A process that makes batches has died: {what.rstrip('. ')}. Most often the system has ended it for want "
+            "of memory: set data.num_workers lower, or to 0."
+        )
     return None
 
 

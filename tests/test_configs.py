@@ -28,8 +28,10 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 #: Exported classes that no config names, and why.
 WITHOUT_A_CONFIG = {
+    "AtomicCheckpointIO": "the command line adds it",
     "CompressionReport": "the command line adds it as `report`",
     "PredictionWriter": "the command line adds it as `predictions`",
+    "Resume": "the command line adds it",
     "StudentExport": "the command line adds it as `export`",
     "LogitStandardizationKL": "two standardized logits are always the same: no set of the configs has three labels",
 }

@@ -28,6 +28,7 @@ LAYERS: dict[str, float] = {
     "quantization": 1,
     "embeddings": 1.5,
     "features": 1.5,
+    "finite": 1.5,
     "compatibility": 1.5,
     "teachers": 1.75,
     "vocabulary": 1.5,

@@ -78,7 +78,7 @@ class SequenceClassification(Task):
 
     def _known_metrics(self, num_outputs: int) -> dict[str, Callable[[], Metric]]:
         if num_outputs == 1:
-            return {"pearson": PearsonCorrCoef, "spearman": SpearmanCorrCoef}
+            return {"pearson": lambda: PearsonCorrCoef().set_dtype(torch.float64), "spearman": SpearmanCorrCoef}
         known: dict[str, Callable[[], Metric]] = {
             "accuracy": lambda: MulticlassAccuracy(num_outputs, average="micro"),
             "matthews": lambda: MatthewsCorrCoef(num_outputs),
@@ -91,7 +91,10 @@ class SequenceClassification(Task):
         return values[:, 0] if values.shape[1] == 1 else values.argmax(-1)
 
     def outcomes(self, logits: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        return self.predictions(logits), batch["labels"]
+        predicted, labels = self.predictions(logits), batch["labels"]
+        if labels.is_floating_point():  # or the sums depend on which process had which rows
+            return predicted.double(), labels.double()
+        return predicted, labels
 
     def records(
         self, logits: Mapping[str, Tensor], batch: Mapping[str, Any], config: PretrainedConfig

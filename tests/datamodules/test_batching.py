@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, DataCollatorWithPadding
 
 from lightning_kd import InputError
-from lightning_kd.datamodules.batching import BucketBatchSampler, Collator, TokenizedRows
+from lightning_kd.datamodules.batching import BatchLoader, BucketBatchSampler, Collator, TokenizedRows
 
 row_lengths = st.lists(st.integers(1, 60), min_size=1, max_size=120)
 batch_sizes = st.integers(1, 9)
@@ -45,14 +45,56 @@ def test_evaluation_sees_every_row_once(lengths: list[int], batch_size: int, wor
 
 
 @given(lengths=row_lengths, batch_size=batch_sizes, world_size=world_sizes, seed=seeds)
-def test_training_gives_ranks_the_same_number(lengths: list[int], batch_size: int, world_size: int, seed: int) -> None:
-    """Stops a rank that runs out of batches first, which leaves the others waiting for ever; stops lost rows."""
+def test_ranks_share_the_batches_of_one_process(
+    lengths: list[int], batch_size: int, world_size: int, seed: int
+) -> None:
+    """Stops several processes from training on other batches than one, on a row twice, and one that runs out first."""
+    (single,) = samplers(lengths, batch_size * world_size, True, 1, seed)
     ranks = [list(sampler) for sampler in samplers(lengths, batch_size, True, world_size, seed)]
-    assert len({len(rank) for rank in ranks}) == 1
-    assert set(flat([rows for rank in ranks for rows in rank])) == set(range(len(lengths)))
-    assert sum(map(len, ranks)) < -(-len(lengths) // batch_size) + world_size
-    if world_size == 1:
-        assert len(flat(ranks[0])) == len(lengths)
+    assert sorted(flat(list(single))) == list(range(len(lengths)))
+    for together, *shares in zip(single, *ranks, strict=True):
+        sizes = {len(share) for share in shares}
+        assert max(sizes) - min(sizes) <= 1 and max(sizes) <= batch_size
+        if len(together) >= world_size:
+            assert sorted(flat(shares)) == sorted(together)
+        else:  # a rank cannot do without a row
+            assert sizes == {1} and set(flat(shares)) == set(together)
+
+
+@given(row_lengths, batch_sizes, world_sizes, st.booleans(), st.integers(0, 9))
+def test_starts_where_it_is_told_to(
+    lengths: list[int], batch_size: int, world_size: int, shuffle: bool, start: int
+) -> None:
+    """Stops a resumed epoch in another order, or an epoch that is whole as far as the trainer can see."""
+    for sampler in samplers(lengths, batch_size, shuffle, world_size):
+        whole, length = list(sampler), len(sampler)
+        sampler.start = start
+        assert list(sampler) == whole[start:] and len(sampler) == length
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_loader_draws_nothing_before_its_first_batch(num_workers: int) -> None:
+    """Stops workers from fetching batches of the first epoch, which a resumed run is told of too late."""
+    ids = np.arange(12, dtype=np.int32)
+    rows = TokenizedRows(tokens={"input_ids": ids}, offsets=np.arange(13), index=np.arange(12))
+    done = 0
+    sampler = BucketBatchSampler(rows.lengths, 2, True)
+    loader = BatchLoader(rows, sampler, Collator(rows, 0), num_workers, lambda loader: done)
+
+    def numbers() -> list[list[int]]:
+        return [batch["index"].tolist() for batch in loader]
+
+    sampler.set_epoch(3)
+    expected = numbers()
+    sampler.set_epoch(0)
+    iterator = iter(loader)
+    sampler.set_epoch(3)
+    done = 4
+    state = torch.get_rng_state()
+    assert [batch["index"].tolist() for batch in iterator] == expected[4:]
+    assert torch.get_rng_state().equal(state)
+    done = 0
+    assert numbers() == expected and len(loader) == 6
 
 
 @given(lengths=row_lengths, batch_size=batch_sizes, world_size=world_sizes, shuffle=st.booleans())
@@ -85,13 +127,6 @@ def test_epochs_and_seeds_differ() -> None:
             sampler.set_epoch(epoch)
             orders.append(flat(list(sampler)))
     assert len(set(map(tuple, orders))) == 9
-
-
-def test_ranks_differ_and_agree_on_the_epoch() -> None:
-    """Stops all ranks from training on the same rows, or each on an order of its own."""
-    single = list(samplers(list(range(1, 97)), 8, True, 1)[0])
-    ranks = [list(sampler) for sampler in samplers(list(range(1, 97)), 8, True, 3)]
-    assert [rows for step in zip(*ranks, strict=True) for rows in step] == single
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
