@@ -127,7 +127,8 @@ class InTurn:
 
     by_hand: ByHand
 
-    def __init__(self, found: list[dict[str, Tensor]], block: int, device: str) -> None:
+    def __init__(self, found: list[dict[str, Tensor]], block: int, device: str, clock: str) -> None:
+        self.clock = {"wall": time.perf_counter, "cpu": time.process_time}[clock]
         self.batches = found
         self.block = block
         self.synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
@@ -156,11 +157,11 @@ class InTurn:
     def _begin(self, seed: int) -> None:
         torch.manual_seed(seed)
         self.synchronize()
-        self._started = time.perf_counter()
+        self._started = self.clock()
 
     def _end(self, arm: str, steps: int) -> None:
         self.synchronize()
-        self.seconds[arm].append((time.perf_counter() - self._started) / steps)
+        self.seconds[arm].append((self.clock() - self._started) / steps)
 
 
 @contextmanager
@@ -226,7 +227,7 @@ def measure(shape: Shape, watched: bool, options: Any, steps: int, folder: Path)
         temperature=TEMPERATURE,
         **({"compile": True} if options.compile else {}),
     )
-    loader = InTurn(batches(shape, steps, options.device), options.block, options.device)
+    loader = InTurn(batches(shape, steps, options.device), options.block, options.device, options.clock)
     twins = Twins(loader, options)
     with ExitStack() as stack:
         if watched:
@@ -275,6 +276,8 @@ def main() -> None:
     arguments.add_argument("--compile", action="store_true", help="compile student and teacher, on both sides")
     arguments.add_argument("--shapes", nargs="*", choices=list(SHAPES), help="of models and batches")
     arguments.add_argument("--block", type=int, help="steps in a turn; 1 on the CPU, 10 on a GPU unless given")
+    help_ = "seconds, or seconds of the processor in all threads, which are of use beside other work"
+    arguments.add_argument("--clock", choices=("wall", "cpu"), default="wall", help=help_)
     arguments.add_argument("--steps", type=int, help="of each, in each row of the table")
     options = arguments.parse_args()
     quiet()
@@ -291,7 +294,7 @@ def main() -> None:
                 print(f"{name}, logger and bar {'on' if watched else 'off'}", file=sys.stderr)
                 rows.append(measure(SHAPES[name], watched, options, steps, Path(folder)))
     device = torch.cuda.get_device_name() if on_gpu else "cpu"
-    chosen = {"precision": options.precision, "compiled": options.compile, "block": options.block, "steps": steps}
+    chosen = {"precision": options.precision, "compiled": options.compile, "block": options.block, "clock": options.clock, "steps": steps}
     report("A step", rows, setting(device=device, **chosen), options.json)
 
 

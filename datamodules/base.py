@@ -304,6 +304,11 @@ class TransformerDataModule(L.LightningDataModule):
         chosen = cast(Dataset, self.load_split(split)).select(self._rows[name].index)
         return list(zip(*(list(chosen[column]) for column in self.text_columns), strict=True))
 
+    @property
+    def _on_gpu(self) -> bool:
+        """Whether batches go to a GPU: from pinned memory, or the copy waits for all that runs there."""
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
     def _loader(self, name: str, shuffle: bool = False) -> DataLoader[dict[str, Tensor]]:
         assert self.tokenizer is not None  # noqa: S101  # set in setup
         rows = self._rows[name]
@@ -323,6 +328,7 @@ class TransformerDataModule(L.LightningDataModule):
             collate_fn=Collator(rows, cast(int, self.tokenizer.pad_token_id), with_texts=name == "predict"),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            pin_memory=self._on_gpu,
         )
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
@@ -340,7 +346,11 @@ class TransformerDataModule(L.LightningDataModule):
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if self.on_train_batch is None or self.trainer is None or not self.trainer.training:
             return batch
-        return self.on_train_batch(batch)
+        batch = self.on_train_batch(batch)
+        if self._on_gpu:
+            cached = {t: {k: v.pin_memory() for k, v in logits.items()} for t, logits in batch["cached"].items()}
+            batch = {**batch, "cached": cached}
+        return batch
 
     def batches_of(self, name: str, groups: Iterable[list[int]]) -> list[dict[str, Tensor]]:
         """One batch for each group of row numbers of a loaded split, on this process alone."""

@@ -1,25 +1,52 @@
 """lightning-kd: knowledge distillation and quantization of NLP transformers on PyTorch Lightning."""
 
+import importlib
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_kd._checks import InputError
+    from lightning_kd.models import ModelSource
+    from lightning_kd.module import DistillationModule
+    from lightning_kd.runner import Runner
+    from lightning_kd.students import LSTMConfig, LSTMForCausalLM
 
 _HERE = Path(__file__).parent
 if not (_HERE / "callbacks").is_dir():  # a source checkout: callbacks/ and datamodules/ stand beside this folder
     __path__.append(str(_HERE.parent))
 
-#: Of no use to anybody: which kernels for GPUs torchao cannot load, if it is installed, as transformers imports it.
-_TALKATIVE = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
-for _logger in _TALKATIVE:
-    _logger.setLevel(logging.ERROR)
 
-from lightning_kd._checks import InputError  # noqa: E402
-from lightning_kd.models import ModelSource  # noqa: E402
-from lightning_kd.module import DistillationModule  # noqa: E402
-from lightning_kd.runner import Runner  # noqa: E402
-from lightning_kd.students import LSTMConfig, LSTMForCausalLM  # noqa: E402
+def _is_of_use(record: logging.LogRecord) -> bool:
+    """Not so: which kernels for GPUs torchao, if it is installed, cannot load as transformers imports it."""
+    useless = ("Failed to load", "cpp extensions", "register_constant() on Enum")
+    return not any(words in record.getMessage() for words in useless)
 
-for _logger in _TALKATIVE:
-    _logger.setLevel(logging.NOTSET)
+
+for _name in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(_name).addFilter(_is_of_use)
 
 __version__ = "0.1.0"
 __all__ = ["DistillationModule", "InputError", "LSTMConfig", "LSTMForCausalLM", "ModelSource", "Runner"]
+
+#: Where the names of this package come from, on first use: torch, transformers and Lightning take seconds to import.
+_HOMES = {
+    "DistillationModule": "module",
+    "InputError": "_checks",
+    "LSTMConfig": "students",
+    "LSTMForCausalLM": "students",
+    "ModelSource": "models",
+    "Runner": "runner",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

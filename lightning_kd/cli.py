@@ -15,7 +15,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from transformers.utils import logging as transformers_logging
 
 from lightning_kd import describe
-from lightning_kd._checks import InputError, expected, nearest
+from lightning_kd._checks import InputError, expected, nearest, unknown_subcommand
 from lightning_kd.callbacks import CompressionReport, PredictionWriter, StudentExport, TeacherCache
 from lightning_kd.callbacks._fit_end import callbacks_of
 from lightning_kd.models import ModelSource, has_tokenizer, load_config
@@ -40,6 +40,10 @@ class DistillationCLI(LightningCLI):
     """
 
     def __init__(self, args: ArgsType = None) -> None:
+        typed = sys.argv[1:] if args is None else args
+        first = typed[0] if isinstance(typed, list) and typed else ""
+        #: The one subcommand whose options are needed; None where that is not to be seen.
+        self._needed = "" if first in ("-h", "--help") else first if first in self.subcommands() else None
         super().__init__(
             DistillationModule,
             L.LightningDataModule,
@@ -57,6 +61,13 @@ class DistillationCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         own = {name: {"model", "datamodule"} for name in ("analyze", "prune")}
         return {**LightningCLI.subcommands(), **own}
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """The options of a subcommand, or none: to collect those of all takes most of the time of a short answer."""
+        if self._needed in (None, subcommand):
+            return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        self._subcommand_method_arguments[subcommand] = []
+        return self.init_parser(**kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(StudentExport, "export")
@@ -113,9 +124,7 @@ class _Parser(LightningArgumentParser):
         unknown = re.match(r"unrecognized arguments: (--?[^\s=]+)", message)
         wrong = re.match(r"argument subcommand: invalid choice: '([^']*)'", message)
         if wrong:
-            names = [*DistillationCLI.subcommands(), "describe"]
-            sentence = f"There is no subcommand `{wrong[1]}`. {nearest(wrong[1], names)} There are {', '.join(names)}."
-            sentence = sentence.replace("  ", " ")
+            sentence = unknown_subcommand(wrong[1], [*DistillationCLI.subcommands(), "describe"])
         elif unknown:
             options = [option for action in parser._actions for option in action.option_strings]
             sentence = f"There is no option `{unknown[1]}`. {nearest(unknown[1], options)}".strip()

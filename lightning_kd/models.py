@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
+import lightning_kd.students  # noqa: F401  # registered with transformers, or it cannot open a folder that holds one
 from lightning_kd._checks import InputError, expected, nearest
 
 __all__ = [
