@@ -286,7 +286,7 @@ def main() -> None:
     options.block = options.block or (10 if on_gpu else 1)
     names = options.shapes or (["small", "base"] if on_gpu else ["tiny", "small"])
     steps = options.steps or (60 if options.quick else 1000 if on_gpu else 300)
-    steps -= steps % (2 * options.block)  # so that the trainer has the last turn, and both have trained on all batches then
+    steps -= steps % (2 * options.block)  # the trainer has the last turn: both have seen all batches
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
@@ -294,7 +294,13 @@ def main() -> None:
                 print(f"{name}, logger and bar {'on' if watched else 'off'}", file=sys.stderr)
                 rows.append(measure(SHAPES[name], watched, options, steps, Path(folder)))
     device = torch.cuda.get_device_name() if on_gpu else "cpu"
-    chosen = {"precision": options.precision, "compiled": options.compile, "block": options.block, "clock": options.clock, "steps": steps}
+    chosen = {
+        "precision": options.precision,
+        "compiled": options.compile,
+        "block": options.block,
+        "clock": options.clock,
+        "steps": steps,
+    }
     report("A step", rows, setting(device=device, **chosen), options.json)
 
 

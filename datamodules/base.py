@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any, cast
@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from lightning_kd._checks import InputError, expected, nearest
 from lightning_kd.datamodules.batching import BucketBatchSampler, Collator, TokenizedRows
 from lightning_kd.datamodules.holdout import hold_out
+from lightning_kd.datamodules.token_cache import Chunk, cached, place_of
 from lightning_kd.models import check_folder
 
 __all__ = ["TransformerDataModule"]
@@ -261,35 +262,33 @@ class TransformerDataModule(L.LightningDataModule):
 
     def _tokenize(self, rows: Dataset, numbers: NDArray[np.int64], tokenizer: PreTrainedTokenizerBase) -> TokenizedRows:
         chosen = rows if len(numbers) == len(rows) else rows.select(numbers)
-        texts = [list(chosen[column]) for column in self.text_columns]
-        ids: list[list[int]] = []
-        types: list[list[int]] = []
-        truncated = 0
-        for start in range(0, len(chosen), 10_000):
-            encoded = tokenizer(
-                *(column[start : start + 10_000] for column in texts),
-                truncation=True,
-                max_length=self.max_length,
-                padding=False,
-                return_attention_mask=False,
-            )
-            ids += encoded["input_ids"]
-            types += encoded.get("token_type_ids", [])
-            truncated += sum(bool(e.overflowing) for e in encoded.encodings or [])
-        tokens = {"input_ids": _concatenate(ids)}
-        if types:
-            tokens["token_type_ids"] = _concatenate(types)
+        place = place_of(rows, numbers, self.text_columns, tokenizer, self.max_length)
+        encoded = cached(place, lambda: self._encode(chosen, tokenizer))
         labels: Any = None
         if self.label_column in chosen.column_names:
             is_float = self.label_names is None or self.multi_label
             labels = np.asarray(list(chosen[self.label_column])).astype(np.float32 if is_float else np.int64)
         return TokenizedRows(
-            tokens=tokens,
-            offsets=np.cumsum([0, *(len(row) for row in ids)], dtype=np.int64),
+            tokens=encoded.tokens,
+            offsets=encoded.offsets,
             labels=labels,
             index=numbers,
-            truncated=truncated,
+            truncated=encoded.truncated,
         )
+
+    def _encode(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Iterator[Chunk]:
+        texts = rows.select_columns(list(self.text_columns))
+        for start in range(0, len(rows), 10_000):
+            columns = texts[start : start + 10_000]
+            encoded = tokenizer(
+                *(columns[column] for column in self.text_columns),
+                truncation=True,
+                max_length=self.max_length,
+                padding=False,
+                return_attention_mask=False,
+            )
+            tokens = {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
+            yield tokens, sum(bool(e.overflowing) for e in encoded.encodings or [])
 
     # ---------------------------------------------------------------------------------------------- loaders
 
@@ -377,7 +376,3 @@ class TransformerDataModule(L.LightningDataModule):
         """The data in a few words, as reports name it."""
         held_out = f"; test: {self.holdout_size:,} rows held out of train, seed {self.holdout_seed}"
         return self._name() + (held_out if self.holdout_size else "")
-
-
-def _concatenate(rows: list[list[int]]) -> NDArray[np.int32]:
-    return np.fromiter((token for row in rows for token in row), dtype=np.int32, count=sum(map(len, rows)))

@@ -167,7 +167,8 @@ class BucketBatchSampler(DistributedSampler[list[int]]):
         batches = self._batches()
         if self.shuffle:  # there may be fewer batches than ranks: go round more than once
             batches += list(islice(cycle(batches), -len(batches) % self.num_replicas))
-        yield from batches[self.rank :: self.num_replicas]
+        for batch in batches[self.rank :: self.num_replicas]:
+            yield batch.tolist()
 
     def __len__(self) -> int:
         total = -(-len(self.lengths) // self.batch_size)
@@ -175,16 +176,16 @@ class BucketBatchSampler(DistributedSampler[list[int]]):
             return -(-total // self.num_replicas)
         return len(range(self.rank, total, self.num_replicas))
 
-    def _batches(self) -> list[list[int]]:
+    def _batches(self) -> list[NDArray[np.int64]]:
         size = self.batch_size
         if not self.shuffle:
             order = np.argsort(self.lengths, kind="stable")
-            return [order[i : i + size].tolist() for i in range(0, len(order), size)]
+            return [order[i : i + size] for i in range(0, len(order), size)]
         generator = np.random.default_rng((self.seed, self.epoch))
         order = generator.permutation(len(self.lengths))
         batches = []
         for start in range(0, len(order), size * _POOL):
             pool = order[start : start + size * _POOL]
             pool = pool[np.argsort(self.lengths[pool], kind="stable")]
-            batches += [pool[i : i + size].tolist() for i in range(0, len(pool), size)]
+            batches += [pool[i : i + size] for i in range(0, len(pool), size)]
         return [batches[i] for i in generator.permutation(len(batches))]
