@@ -315,8 +315,8 @@ class DistillationModule(L.LightningModule):
 
     def _log_step(self, total: Tensor, hard: Tensor, terms: Mapping[str, Tensor]) -> None:
         names = ["train/loss", "train/loss/hard", *(f"train/loss/{name}" for name in terms)]
-        # On the CPU, in one copy: the trainer reads all that has been logged after every batch from then on, and reading
-        # a tensor on a GPU is waiting for it.
+        # On the CPU, in one copy: the trainer reads what has been logged again after every batch, and to read a tensor
+        # on a GPU is to wait for it.
         losses = torch.stack([loss.detach().float() for loss in (total, hard, *terms.values())]).cpu()
         self.log_dict(dict(zip(names, losses, strict=True)), prog_bar=True)
         settings = {f"train/weight/{name}": weight for name, weight in self.loss_weights.items()}
