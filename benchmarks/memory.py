@@ -1,8 +1,8 @@
 r"""The peak memory of a whole run with no teacher, one, two, and two whose logits are cached.
 
 Each run is a process of its own, and its peak what the kernel has counted for it (VmHWM), imports and all. A teacher
-has 12 layers of 512, the student 3; batches of 32 short texts. With the cache the first run computes the logits, before its
-first step; the second finds them and does not load the teachers.
+has 12 layers of 512, the student 3; batches of 32 short texts. With the cache the first run computes the logits before
+its first step; the second finds them and does not load the teachers.
 
     python benchmarks/memory.py --json benchmarks/results/memory.json
 """
