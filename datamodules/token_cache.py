@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -72,7 +73,8 @@ def place_of(
     how = json.loads(backend.to_str())
     for changes_with_use in ("truncation", "padding"):
         how.pop(changes_with_use, None)
-    about = [rows._fingerprint, list(columns), max_length, type(tokenizer).__name__, how, tokenizers.__version__]
+    own = [type(tokenizer).__name__, tokenizer.model_input_names, tokenizer.truncation_side, tokenizers.__version__]
+    about = [rows._fingerprint, list(columns), max_length, own, how]
     found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     found.update(numbers.tobytes())
     return folder / f"tokens-{found.hexdigest()[:32]}"
@@ -115,8 +117,7 @@ def _in_memory(chunks: Iterator[Chunk]) -> Encoded:
 
 
 def _write(folder: Path, chunks: Iterator[Chunk]) -> None:
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.partial")
     partial.mkdir()
     try:
         end, truncated = np.zeros(1, dtype=np.int64), 0
