@@ -258,6 +258,7 @@ def measure(shape: Shape, watched: bool, options: Any, steps: int, folder: Path)
         "trainer, ms": statistics.median(ours) * 1e3,
         **{f"ratio{name}": value for name, value in zip(("", ", p25", ", p75"), middle(ratios), strict=True)},
         **{f"added, ms{name}": value * 1e3 for name, value in zip(("", ", p25", ", p75"), middle(added), strict=True)},
+        "M trained": sum(p.numel() for p in module.model.parameters() if p.requires_grad) / 1e6,
         "weights apart": f"{twins.apart:.1e}",
     }
 
