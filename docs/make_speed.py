@@ -30,10 +30,8 @@ def spread(row: dict[str, Any], name: str, low: str, high: str, digits: int) -> 
 
 def about(setting: dict[str, Any]) -> str:
     """What the figures were measured on."""
-    device = setting.get("device", "cpu")
-    where = (
-        device if device != "cpu" else f"{setting['threads']} thread{'s' if setting['threads'] > 1 else ''} of a CPU"
-    )
+    threads = setting["threads"]
+    where = setting.get("device", "cpu").replace("cpu", f"{threads} thread{'s' if threads > 1 else ''} of a CPU")
     more = [f"{key} {setting[key]}" for key in ("precision", "clock") if key in setting]
     more += ["compiled"] if setting.get("compile") else []
     return ", ".join([where, f"torch {setting['torch']}", f"transformers {setting['transformers']}", *more])
@@ -186,10 +184,10 @@ def filled(name: str) -> str:
 def page(text: str) -> str:
     """The page with all of its places filled."""
     for name in PLACES:
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         if not pattern.search(text):
             raise SystemExit(f"{PAGE.name} has no place for {name}.")
-        text = pattern.sub(lambda match, own=name: match[1] + filled(own) + match[2], text)  # type: ignore[misc]
+        text = pattern.sub(lambda match, own=name: f"{match[1]}{filled(own)}\n{match[2]}", text)  # type: ignore[misc]
     return text
 
 

@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import pytest
 
-from lightning_kd.datamodules import GLUEDataModule, token_cache
+from lightning_kd.datamodules import GLUEDataModule, TextDataModule, token_cache
 from lightning_kd.datamodules.token_cache import Chunk, cached
 
 Make = Callable[..., GLUEDataModule]
@@ -74,6 +74,20 @@ def test_other_rows_tokenizers_and_limits_have_places_of_their_own(make: Make, t
     places = [place(make(**options)) for options in starts]
     assert None not in places
     assert len(set(places)) == len(starts)
+
+
+def test_texts_of_ones_own_in_the_layout_of_the_hub_stay_in_their_file(
+    glue_folder: Path, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stops a module that changes the labels from copying all texts into memory, where their tokens have no place."""
+    monkeypatch.setattr(token_cache, "_SMALLEST", 1)
+    files = {}
+    for name in ("first", "second"):
+        data = TextDataModule(str(glue_folder), "sst2", text_column="sentence", tokenizer=str(tiny_model("bert")))
+        data.setup("fit")
+        files[name] = place(data)
+        monkeypatch.setattr(TextDataModule, "_encode", refuse)
+    assert files["first"] is not None and files["first"] == files["second"]
 
 
 def test_no_cache_where_none_is_wanted(make: Make) -> None:
