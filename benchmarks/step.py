@@ -88,8 +88,8 @@ class ByHand:
     def __init__(self, student: Any, teacher: Any, steps: int, precision: str, device: str, compiled: bool) -> None:
         self.student, self.teacher = student.train(), teacher.eval()
         if compiled:
-            self.student.compile()
-            self.teacher.compile()
+            self.student.compile(dynamic=True)  # as the module does it, whose batches differ in length
+            self.teacher.compile(dynamic=True)
         matrices = [p for p in student.parameters() if p.requires_grad and p.ndim > 1]
         vectors = [p for p in student.parameters() if p.requires_grad and p.ndim < 2]
         groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]

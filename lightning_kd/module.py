@@ -315,16 +315,14 @@ class DistillationModule(L.LightningModule):
 
     def _log_step(self, total: Tensor, hard: Tensor, terms: Mapping[str, Tensor]) -> None:
         names = ["train/loss", "train/loss/hard", *(f"train/loss/{name}" for name in terms)]
-        # On the CPU, in one copy: the trainer reads what has been logged again after every batch, and to read a tensor
-        # on a GPU is to wait for it.
+        # On the CPU, in one copy: the trainer reads them again after every batch, and that would be to wait for a GPU.
         losses = torch.stack([loss.detach().float() for loss in (total, hard, *terms.values())]).cpu()
         self.log_dict(dict(zip(names, losses, strict=True)), prog_bar=True)
         settings = {f"train/weight/{name}": weight for name, weight in self.loss_weights.items()}
         settings["train/weight/hard"] = self.hard_label_weight
-        if terms:
-            settings["train/temperature"] = self.temperature
+        settings |= {"train/temperature": self.temperature} if terms else {}
         settings["train/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self.log_dict({name: torch.tensor(value) for name, value in settings.items()})
+        self.log_dict({name: torch.tensor(float(value)) for name, value in settings.items()})
 
     def _evaluate(self, batch: dict[str, Tensor], dataloader_idx: int) -> None:
         logits = self._predict(self.task.model_inputs(batch))

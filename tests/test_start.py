@@ -60,6 +60,7 @@ def test_names_of_the_package_come_on_first_use() -> None:
     for name in lightning_kd.__all__:
         assert name in dir(lightning_kd)
         assert getattr(lightning_kd, name).__name__ == name
+    assert lightning_kd.losses.SoftTargetKL.__module__ == "lightning_kd.losses.soft_target"
     with pytest.raises(AttributeError, match="has no attribute 'Runer'"):
         lightning_kd.Runer  # noqa: B018  # looked up for its error
     with pytest.raises(ImportError):
