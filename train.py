@@ -1,6 +1,6 @@
 """`python train.py fit --config ...`: the command line from a source checkout."""
 
-from lightning_kd.cli import main
+from lightning_kd.start import main
 
 if __name__ == "__main__":
     main()

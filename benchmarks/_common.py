@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import platform
 import statistics
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -16,8 +18,9 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from transformers.utils import logging as transformers_logging
 
-__all__ = ["fit", "parser", "report", "setting", "spread"]
+__all__ = ["fit", "parser", "quiet", "report", "setting", "spread"]
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -65,6 +68,14 @@ def fit(
 def spread(scores: Sequence[float]) -> dict[str, float]:
     """The mean over the seeds, and how far they lie apart."""
     return {"mean": statistics.mean(scores), "lowest": min(scores), "highest": max(scores)}
+
+
+def quiet() -> None:
+    """Leave out what Lightning and transformers tell of a run: a benchmark has many."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
 
 
 def setting(**more: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any, cast
@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from lightning_kd._checks import InputError, expected, nearest
 from lightning_kd.datamodules.batching import BatchLoader, BucketBatchSampler, Collator, TokenizedRows, loader_options
 from lightning_kd.datamodules.holdout import hold_out
+from lightning_kd.datamodules.token_cache import Chunk, cached, place_of
 from lightning_kd.models import check_folder
 
 __all__ = ["TransformerDataModule"]
@@ -265,35 +266,33 @@ class TransformerDataModule(L.LightningDataModule):
 
     def _tokenize(self, rows: Dataset, numbers: NDArray[np.int64], tokenizer: PreTrainedTokenizerBase) -> TokenizedRows:
         chosen = rows if len(numbers) == len(rows) else rows.select(numbers)
-        texts = [list(chosen[column]) for column in self.text_columns]
-        ids: list[list[int]] = []
-        types: list[list[int]] = []
-        truncated = 0
-        for start in range(0, len(chosen), 10_000):
-            encoded = tokenizer(
-                *(column[start : start + 10_000] for column in texts),
-                truncation=True,
-                max_length=self.max_length,
-                padding=False,
-                return_attention_mask=False,
-            )
-            ids += encoded["input_ids"]
-            types += encoded.get("token_type_ids", [])
-            truncated += sum(bool(e.overflowing) for e in encoded.encodings or [])
-        tokens = {"input_ids": _concatenate(ids)}
-        if types:
-            tokens["token_type_ids"] = _concatenate(types)
+        place = place_of(rows, numbers, self.text_columns, tokenizer, self.max_length)
+        encoded = cached(place, lambda: self._encode(chosen, tokenizer))
         labels: Any = None
         if self.label_column in chosen.column_names:
             is_float = self.label_names is None or self.multi_label
             labels = np.asarray(list(chosen[self.label_column])).astype(np.float32 if is_float else np.int64)
         return TokenizedRows(
-            tokens=tokens,
-            offsets=np.cumsum([0, *(len(row) for row in ids)], dtype=np.int64),
+            tokens=encoded.tokens,
+            offsets=encoded.offsets,
             labels=labels,
             index=numbers,
-            truncated=truncated,
+            truncated=encoded.truncated,
         )
+
+    def _encode(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Iterator[Chunk]:
+        texts = rows.select_columns(list(self.text_columns))
+        for start in range(0, len(rows), 10_000):
+            columns = texts[start : start + 10_000]
+            encoded = tokenizer(
+                *(columns[column] for column in self.text_columns),
+                truncation=True,
+                max_length=self.max_length,
+                padding=False,
+                return_attention_mask=False,
+            )
+            tokens = {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
+            yield tokens, sum(bool(e.overflowing) for e in encoded.encodings or [])
 
     # ---------------------------------------------------------------------------------------------- loaders
 
@@ -313,6 +312,11 @@ class TransformerDataModule(L.LightningDataModule):
         chosen = cast(Dataset, self.load_split(split)).select(self._rows[name].index)
         return list(zip(*(list(chosen[column]) for column in self.text_columns), strict=True))
 
+    @property
+    def _on_gpu(self) -> bool:
+        """Whether batches go to a GPU: from pinned memory, or the copy waits for all that runs there."""
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
     def _loader(self, name: str, shuffle: bool = False) -> DataLoader[Any]:
         assert self.tokenizer is not None  # noqa: S101  # set in setup
         rows = self._rows[name]
@@ -327,8 +331,8 @@ class TransformerDataModule(L.LightningDataModule):
         )
         collate = Collator(rows, cast(int, self.tokenizer.pad_token_id), with_texts=name == "predict")
         if shuffle:
-            return BatchLoader(rows, sampler, collate, self.num_workers, self._position)
-        return DataLoader(**loader_options(rows, sampler, collate, self.num_workers))
+            return BatchLoader(rows, sampler, collate, self.num_workers, self._position, self._on_gpu)
+        return DataLoader(**loader_options(rows, sampler, collate, self.num_workers, self._on_gpu))
 
     def _position(self, loader: BatchLoader) -> int:
         """How many batches of the epoch the trainer is through with, if it is this loader that it trains on."""
@@ -353,7 +357,11 @@ class TransformerDataModule(L.LightningDataModule):
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if self.on_train_batch is None or self.trainer is None or not self.trainer.training:
             return batch
-        return self.on_train_batch(batch)
+        batch = self.on_train_batch(batch)
+        if self._on_gpu:
+            cached = {t: {k: v.pin_memory() for k, v in logits.items()} for t, logits in batch["cached"].items()}
+            batch = {**batch, "cached": cached}
+        return batch
 
     def batches_of(self, name: str, groups: Iterable[list[int]]) -> list[dict[str, Tensor]]:
         """One batch for each group of row numbers of a loaded split, on this process alone."""
@@ -380,7 +388,3 @@ class TransformerDataModule(L.LightningDataModule):
         """The data in a few words, as reports name it."""
         held_out = f"; test: {self.holdout_size:,} rows held out of train, seed {self.holdout_seed}"
         return self._name() + (held_out if self.holdout_size else "")
-
-
-def _concatenate(rows: list[list[int]]) -> NDArray[np.int32]:
-    return np.fromiter((token for row in rows for token in row), dtype=np.int32, count=sum(map(len, rows)))

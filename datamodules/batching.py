@@ -172,22 +172,24 @@ class BucketBatchSampler(DistributedSampler[list[int]]):
             batches = [self._share(rows) for rows in batches]
         else:
             batches = batches[self.rank :: self.num_replicas]
-        yield from islice(batches, self.start, None)
+        for batch in islice(batches, self.start, None):
+            yield batch.tolist()
 
-    def _share(self, rows: list[int]) -> list[int]:
+    def _share(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """What this rank takes of a batch: every n-th row, so that the ranks get rows of like length."""
-        return rows[self.rank :: self.num_replicas] or [rows[self.rank % len(rows)]]
+        share = rows[self.rank :: self.num_replicas]
+        return share if len(share) else rows[[self.rank % len(rows)]]
 
     def __len__(self) -> int:
         if self.shuffle:
             return -(-len(self.lengths) // (self.batch_size * self.num_replicas))
         return len(range(self.rank, -(-len(self.lengths) // self.batch_size), self.num_replicas))
 
-    def _batches(self) -> list[list[int]]:
+    def _batches(self) -> list[NDArray[np.int64]]:
         if not self.shuffle:
             size = self.batch_size
             order = np.argsort(self.lengths, kind="stable")
-            return [order[i : i + size].tolist() for i in range(0, len(order), size)]
+            return [order[i : i + size] for i in range(0, len(order), size)]
         size = self.batch_size * self.num_replicas
         generator = np.random.default_rng((self.seed, self.epoch))
         order = generator.permutation(len(self.lengths))
@@ -195,7 +197,7 @@ class BucketBatchSampler(DistributedSampler[list[int]]):
         for start in range(0, len(order), size * _POOL):
             pool = order[start : start + size * _POOL]
             pool = pool[np.argsort(self.lengths[pool], kind="stable")]
-            batches += [pool[i : i + size].tolist() for i in range(0, len(pool), size)]
+            batches += [pool[i : i + size] for i in range(0, len(pool), size)]
         return [batches[i] for i in generator.permutation(len(batches))]
 
 
@@ -212,6 +214,7 @@ class BatchLoader(DataLoader[Any]):
         collate: Makes a batch of them.
         num_workers: Processes that collate; they are kept.
         position: Says how many batches of the epoch are done; none unless given.
+        pin_memory: Whether batches are copied into memory that a GPU reads without waiting.
     """
 
     def __init__(
@@ -221,8 +224,9 @@ class BatchLoader(DataLoader[Any]):
         collate: Collator,
         num_workers: int = 0,
         position: Callable[[BatchLoader], int] | None = None,
+        pin_memory: bool = False,
     ) -> None:
-        super().__init__(**loader_options(rows, sampler, collate, num_workers))
+        super().__init__(**loader_options(rows, sampler, collate, num_workers, pin_memory))
         self.batches = sampler
         self.position = position
 
@@ -243,7 +247,7 @@ class BatchLoader(DataLoader[Any]):
 
 
 def loader_options(
-    rows: TokenizedRows, sampler: BucketBatchSampler, collate: Collator, num_workers: int
+    rows: TokenizedRows, sampler: BucketBatchSampler, collate: Collator, num_workers: int, pin_memory: bool
 ) -> dict[str, Any]:
     """What makes a ``DataLoader`` hand out the sampler's batches."""
     return {
@@ -253,6 +257,7 @@ def loader_options(
         "collate_fn": collate,
         "num_workers": num_workers,
         "persistent_workers": num_workers > 0,
+        "pin_memory": pin_memory,
         # kept workers take a seed once, in a resumed run at another time: not out of the training's random numbers
         "generator": torch.Generator() if num_workers else None,
     }

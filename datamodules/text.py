@@ -202,8 +202,7 @@ class TextDataModule(TransformerDataModule):
             )
 
     def _labelled(self, texts: Dataset, numbers: NDArray[Any]) -> Dataset:
-        columns = {column: list(texts[column]) for column in self.text_columns}
-        return Dataset.from_dict({**columns, self.label_column: list(numbers)})
+        return texts.add_column(self.label_column, list(numbers))  # which leaves the texts where they are
 
     def _split_train_rows(self, texts: Dataset, numbers: NDArray[Any]) -> dict[str, Dataset]:
         """The training split, its rows without a label behind the others, and what is taken out to validate on."""

@@ -1,26 +1,31 @@
 """lightning-kd: knowledge distillation and quantization of NLP transformers on PyTorch Lightning."""
 
+import importlib.util
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_kd._checks import InputError
+    from lightning_kd.models import ModelSource
+    from lightning_kd.module import DistillationModule
+    from lightning_kd.multi_task import MultiTaskModule, TaskDistillation
+    from lightning_kd.runner import Runner
+    from lightning_kd.students import LSTMConfig, LSTMForCausalLM
 
 _HERE = Path(__file__).parent
 if not (_HERE / "callbacks").is_dir():  # a source checkout: callbacks/ and datamodules/ stand beside this folder
     __path__.append(str(_HERE.parent))
 
-#: Of no use to anybody: which kernels for GPUs torchao cannot load, if it is installed, as transformers imports it.
-_TALKATIVE = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
-for _logger in _TALKATIVE:
-    _logger.setLevel(logging.ERROR)
 
-from lightning_kd._checks import InputError  # noqa: E402
-from lightning_kd.models import ModelSource  # noqa: E402
-from lightning_kd.module import DistillationModule  # noqa: E402
-from lightning_kd.multi_task import MultiTaskModule, TaskDistillation  # noqa: E402
-from lightning_kd.runner import Runner  # noqa: E402
-from lightning_kd.students import LSTMConfig, LSTMForCausalLM  # noqa: E402
+def _is_of_use(record: logging.LogRecord) -> bool:
+    """Not so: which kernels for GPUs torchao, if it is installed, cannot load as transformers imports it."""
+    useless = ("Failed to load", "cpp extensions", "register_constant() on Enum")
+    return not any(words in record.getMessage() for words in useless)
 
-for _logger in _TALKATIVE:
-    _logger.setLevel(logging.NOTSET)
+
+for _name in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(_name).addFilter(_is_of_use)
 
 __version__ = "0.1.0"
 __all__ = [
@@ -33,3 +38,29 @@ __all__ = [
     "Runner",
     "TaskDistillation",
 ]
+
+#: Where the names of this package come from, on first use: torch, transformers and Lightning take seconds to import.
+_HOMES = {
+    "DistillationModule": "module",
+    "InputError": "_checks",
+    "LSTMConfig": "students",
+    "LSTMForCausalLM": "students",
+    "ModelSource": "models",
+    "MultiTaskModule": "multi_task",
+    "Runner": "runner",
+    "TaskDistillation": "multi_task",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}"):
+        return importlib.import_module(f"{__name__}.{name}")  # lightning_kd.losses without an import of its own
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -47,6 +47,13 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f"Did you mean `{close[0]}`?" if close else ""
 
 
+def unknown_subcommand(name: str, valid: Iterable[str]) -> str:
+    """What to say where a subcommand does not exist."""
+    names = list(valid)
+    hint = nearest(name, names)
+    return f"There is no subcommand `{name}`. {hint}{' ' if hint else ''}There are {', '.join(names)}."
+
+
 def check_positive(name: str, value: float) -> None:
     """Raise unless ``value`` is a finite number above 0."""
     if not 0 < value < float("inf"):

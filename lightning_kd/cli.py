@@ -24,7 +24,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from transformers.utils import logging as transformers_logging
 
 from lightning_kd import describe
-from lightning_kd._checks import InputError, expected, nearest
+from lightning_kd._checks import InputError, expected, unknown_subcommand
 from lightning_kd.callbacks import (
     AtomicCheckpointIO,
     CompressionReport,
@@ -70,6 +70,10 @@ class DistillationCLI(LightningCLI):
     """
 
     def __init__(self, args: ArgsType = None) -> None:
+        typed = sys.argv[1:] if args is None else args
+        first = typed[0] if isinstance(typed, list) and typed else ""
+        #: The one subcommand whose options are needed; None where that is not to be seen.
+        self._needed = "" if first in ("-h", "--help") else first if first in self.subcommands() else None
         super().__init__(
             MultiTaskModule if _has_tasks(args) else DistillationModule,
             L.LightningDataModule,
@@ -87,6 +91,13 @@ class DistillationCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         own = {name: {"model", "datamodule"} for name in ("analyze", "prune")}
         return {**LightningCLI.subcommands(), **own}
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """The options of a subcommand, or none: to collect those of all takes most of the time of a short answer."""
+        if self._needed in (None, subcommand):
+            return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        self._subcommand_method_arguments[subcommand] = []
+        return self.init_parser(**kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(StudentExport, "export")
@@ -284,8 +295,7 @@ class _Parser(LightningArgumentParser):
             self.exit(2, f"error: {typed.in_words(own)}\n")
         names = [*DistillationCLI.subcommands(), "describe"]
         if wrong := re.match(r"argument subcommand: invalid choice: '([^']*)'", message):
-            sentence = f"There is no subcommand `{wrong[1]}`. {nearest(wrong[1], names)} There are {', '.join(names)}."
-            sentence = sentence.replace("  ", " ")
+            sentence = unknown_subcommand(wrong[1], names)
         elif '"subcommand"' in message:
             sentence = f"The first word has to be a subcommand: {', '.join(names)}."
         else:

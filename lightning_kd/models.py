@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
+import lightning_kd.students  # noqa: F401  # registered with transformers, or it cannot open a folder that holds one
 from lightning_kd._checks import InputError, expected, nearest
 from lightning_kd.folders import check_config, check_size, why_no_config, why_no_weights
 

@@ -21,3 +21,14 @@ def test_page_of_losses_is_up_to_date() -> None:
     for row in table:
         cells = row.strip("|").split(" | ")
         assert len(cells) == 6 and all(cell.strip() for cell in cells), row
+
+
+def test_tables_of_speed_are_those_of_the_json() -> None:
+    """Stops a figure on the page that no benchmark has given, and one that has been measured again since."""
+    spec = importlib.util.spec_from_file_location("make_speed", ROOT / "docs" / "make_speed.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    text = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    assert script.page(text) == text, "run: python docs/make_speed.py"
+    assert text.count("<!-- end -->") == len(script.PLACES)

@@ -77,7 +77,7 @@ def test_the_metadata(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         info = f"lightning_kd-{lightning_kd.__version__}.dist-info"
         metadata = email.message_from_bytes(archive.read(f"{info}/METADATA"))
-        assert "lightning-kd = lightning_kd.cli:main" in archive.read(f"{info}/entry_points.txt").decode()
+        assert "lightning-kd = lightning_kd.start:main" in archive.read(f"{info}/entry_points.txt").decode()
         assert archive.read(f"{info}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
     assert metadata["Name"] == "lightning-kd"
     assert metadata["Version"] == lightning_kd.__version__

@@ -67,7 +67,8 @@ class SequenceClassification(Task):
         values, labels = logits["logits"].float(), batch["labels"]
         if labels.is_floating_point():
             return labelled_mean((values[:, 0] - labels.nan_to_num()).square(), ~labels.isnan())
-        return labelled_mean(F.cross_entropy(values, labels, ignore_index=IGNORED, reduction="none"), labels != IGNORED)
+        total = F.cross_entropy(values, labels, ignore_index=IGNORED, reduction="sum")
+        return total / (labels != IGNORED).sum().clamp(min=1)
 
     def metrics(self, names: Sequence[str], label_names: Sequence[str] | None) -> MetricCollection:
         known = self._known_metrics(len(label_names or [None]))
