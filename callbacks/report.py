@@ -40,81 +40,6 @@ _THROUGHPUT_SIZE = 32
 
 
 @dataclass(frozen=True)
-class Times:
-    """How fast a model is with some number of threads.
-
-    Attributes:
-        latency_p50: Milliseconds for one text.
-        latency_p95: Milliseconds for one text.
-        throughput: Texts a second in batches of 32.
-        times_faster: Median over paired measurements of the reference's time over this model's, one text; None without
-            a reference.
-    """
-
-    latency_p50: float
-    latency_p95: float
-    throughput: float
-    times_faster: float | None
-
-
-@dataclass(frozen=True)
-class ReportRow:
-    """One model of a report.
-
-    Ratios are to the first teacher; where none is measured, to the float model if it was quantized.
-
-    Attributes:
-        name: ``teacher``, ``student`` (``model`` without a teacher), ``int8, <backend>`` or a baseline's name.
-        parameters: Number of parameters; of an int8 model, those of the float model it was made from.
-        bytes: On disk, weights and graph.
-        metrics: By split, by metric.
-        kept: Percent of the reference's main metric on the main split; None without a reference, and for a metric of
-            which less is better.
-        agreement: Share of rows of the main split on which an int8 model predicts the same as its float model.
-        latency_p50: Milliseconds for one text.
-        latency_p95: Milliseconds for one text.
-        throughput: Texts a second in batches of 32.
-        times_smaller: Bytes of the reference over bytes.
-        times_faster: Median over paired measurements of the reference's time over this model's, one text.
-        kept_float: The layers of a quantized model that ``max_drop`` kept in float.
-        more_threads: The times with other numbers of threads, by their number.
-    """
-
-    name: str
-    parameters: int
-    bytes: int
-    metrics: dict[str, dict[str, Estimate]]
-    latency_p50: float
-    latency_p95: float
-    throughput: float
-    kept: float | None = None
-    agreement: float | None = None
-    times_smaller: float | None = None
-    times_faster: float | None = None
-    kept_float: tuple[str, ...] = ()
-    more_threads: dict[int, Times] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Report:
-    """What :class:`CompressionReport` measured.
-
-    Attributes:
-        rows: One a model; the teacher first.
-        main_metric: The metric that ``kept`` is about.
-        main_split: The split that it is about: rows never used to choose a checkpoint, if there are any.
-        split_rows: Rows of each split.
-        setting: Data, seed, threads, processor and versions.
-    """
-
-    rows: list[ReportRow]
-    main_metric: str
-    main_split: str
-    split_rows: dict[str, int]
-    setting: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class _Candidate:
     name: str
     forwards: dict[int, Forward]  # by the number of threads
@@ -305,18 +230,6 @@ class CompressionReport(L.Callback):
             )
             for name in forwards
         }
-
-
-def write_report(report: Report, folder: Path) -> None:
-    """Write ``report.json``, ``report.md`` and ``report.png``, each under its final name only when it is whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    texts = {"report.json": json.dumps(asdict(report), indent=2) + "\n", "report.md": markdown_table(report)}
-    for name, text in texts.items():
-        partial = folder / f"{name}.partial"
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, folder / name)
-    draw_chart(report, folder / "partial.report.png")
-    os.replace(folder / "partial.report.png", folder / "report.png")
 
 
 def _timing_batches(
