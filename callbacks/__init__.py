@@ -1,9 +1,11 @@
 """Callbacks: losses and schedules that attach to a module, and what happens at the end of a fit."""
 
+from lightning_kd.callbacks.curves import TrainingCurves
 from lightning_kd.callbacks.distillation_loss import DistillationLossCallback
 from lightning_kd.callbacks.export import StudentExport
 from lightning_kd.callbacks.null_threshold import NullThreshold
 from lightning_kd.callbacks.predictions import GLUESubmission, PredictionWriter
+from lightning_kd.callbacks.progress import StageProgress
 from lightning_kd.callbacks.quantization import QuantizationCallback
 from lightning_kd.callbacks.report import CompressionReport
 from lightning_kd.callbacks.schedules import LossWeightSchedule, TemperatureSchedule
@@ -18,8 +20,10 @@ __all__ = [
     "NullThreshold",
     "PredictionWriter",
     "QuantizationCallback",
+    "StageProgress",
     "StudentExport",
     "TeacherCache",
     "TemperatureSchedule",
     "Theseus",
+    "TrainingCurves",
 ]

@@ -58,8 +58,8 @@ class TrainingCurves(L.Callback):
             self._add(trainer, "val")
 
     def _add(self, trainer: L.Trainer, prefix: str) -> None:
-        if trainer.is_global_zero:
-            values = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith(prefix)}
+        values = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith(prefix)}
+        if values:
             self.rows.append({"step": trainer.global_step, "epoch": trainer.current_epoch, **values})
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -18,11 +18,15 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lightning_kd._checks import InputError, expected, nearest
+from lightning_kd._progress import stage as progress_stage
 from lightning_kd.datamodules.batching import BucketBatchSampler, Collator, TokenizedRows
 from lightning_kd.datamodules.holdout import hold_out
 from lightning_kd.models import check_folder
 
 __all__ = ["TransformerDataModule"]
+
+#: Texts that are tokenized together.
+_TOGETHER = 2_000
 
 
 class TransformerDataModule(L.LightningDataModule):
@@ -104,6 +108,7 @@ class TransformerDataModule(L.LightningDataModule):
         #: Adds to a training batch before it leaves the CPU.
         self.on_train_batch: Callable[[dict[str, Any]], dict[str, Any]] | None = None
         self._rows: dict[str, TokenizedRows] = {}
+        self._on_tokenized: Callable[[float], None] = _ignore
         self._train: tuple[Dataset, NDArray[np.int64], NDArray[np.int64]] | None = None
 
     # ---------------------------------------------------------------------------------------------- for subclasses
@@ -248,11 +253,18 @@ class TransformerDataModule(L.LightningDataModule):
         numbers = np.arange(len(rows)) if numbers is None else numbers
         if not len(numbers):
             raise InputError(f"The {name} split of {self._name()} has no rows.")
-        tokenized = self._tokenize(rows, numbers, cast(PreTrainedTokenizerBase, self.tokenizer))
-        teachers = {
-            teacher: (self._tokenize(rows, numbers, tokenizer), cast(int, tokenizer.pad_token_id))
-            for teacher, tokenizer in self.teacher_tokenizers.items()
-        }
+        shown = self.trainer is None or self.trainer.progress_bar_callback is not None
+        with progress_stage(
+            f"Tokenizing {name}", len(numbers) * (1 + len(self.teacher_tokenizers)), "rows", shown
+        ) as progress:
+            self._on_tokenized = progress.advance
+            tokenized = self._tokenize(rows, numbers, cast(PreTrainedTokenizerBase, self.tokenizer))
+            teachers = {
+                teacher: (self._tokenize(rows, numbers, tokenizer), cast(int, tokenizer.pad_token_id))
+                for teacher, tokenizer in self.teacher_tokenizers.items()
+            }
+            progress.advance(total - progress.done)
+            self._on_tokenized = _ignore
         if tokenized.truncated:
             rank_zero_info(
                 f"{tokenized.truncated:,} of {len(tokenized):,} rows of {name} are cut to {self.max_length} tokens"
@@ -265,9 +277,10 @@ class TransformerDataModule(L.LightningDataModule):
         ids: list[list[int]] = []
         types: list[list[int]] = []
         truncated = 0
-        for start in range(0, len(chosen), 10_000):
+        for start in range(0, len(chosen), _TOGETHER):
+            part = [column[start : start + _TOGETHER] for column in texts]
             encoded = tokenizer(
-                *(column[start : start + 10_000] for column in texts),
+                *part,
                 truncation=True,
                 max_length=self.max_length,
                 padding=False,
@@ -276,6 +289,7 @@ class TransformerDataModule(L.LightningDataModule):
             ids += encoded["input_ids"]
             types += encoded.get("token_type_ids", [])
             truncated += sum(bool(e.overflowing) for e in encoded.encodings or [])
+            self._on_tokenized(len(part[0]))
         tokens = {"input_ids": _concatenate(ids)}
         if types:
             tokens["token_type_ids"] = _concatenate(types)
@@ -367,6 +381,10 @@ class TransformerDataModule(L.LightningDataModule):
         """The data in a few words, as reports name it."""
         held_out = f"; test: {self.holdout_size:,} rows held out of train, seed {self.holdout_seed}"
         return self._name() + (held_out if self.holdout_size else "")
+
+
+def _ignore(rows: float) -> None:
+    """What is told of progress that nobody looks at."""
 
 
 def _concatenate(rows: list[list[int]]) -> NDArray[np.int32]:

@@ -6,18 +6,30 @@ import json
 import logging
 import os
 import re
+import shlex
 import sys
 import warnings
+from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, Namespace, SaveConfigCallback
 from transformers.utils import logging as transformers_logging
 
 from lightning_kd import describe
 from lightning_kd._checks import InputError, expected, nearest
-from lightning_kd.callbacks import CompressionReport, PredictionWriter, StudentExport, TeacherCache
+from lightning_kd._secrets import mask_arguments, without_secrets
+from lightning_kd.callbacks import (
+    CompressionReport,
+    PredictionWriter,
+    StageProgress,
+    StudentExport,
+    TeacherCache,
+    TrainingCurves,
+)
 from lightning_kd.callbacks._fit_end import callbacks_of
+from lightning_kd.callbacks._loggers import check_loggers
 from lightning_kd.models import ModelSource, has_tokenizer, load_config
 from lightning_kd.module import DistillationModule
 from lightning_kd.trainer import CompressionTrainer
@@ -62,9 +74,18 @@ class DistillationCLI(LightningCLI):
         parser.add_lightning_class_args(StudentExport, "export")
         parser.add_lightning_class_args(CompressionReport, "report")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.add_lightning_class_args(TrainingCurves, "curves")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        given = self._get(self.config_init, "trainer", default={})
+        callbacks = given.get("callbacks") or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        if given.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+            kwargs["callbacks"] = [*callbacks, StageProgress()]
         trainer = super().instantiate_trainer(**kwargs)
+        check_loggers(trainer.loggers)
+        if isinstance(trainer, CompressionTrainer):
+            trainer.command = shlex.join([Path(sys.argv[0]).name, *mask_arguments(sys.argv[1:])])
         # The float student is written first: it is there, whatever a quantizer does. Teachers run over all rows last,
         # once whatever can be refused before the first batch has been.
         order = {StudentExport: 0, TeacherCache: 2}
@@ -91,13 +112,25 @@ class DistillationCLI(LightningCLI):
 
 
 class _LogConfig(SaveConfigCallback):
-    """Saves the configuration beside the logs, and sends it to the loggers."""
+    """Saves the configuration beside the logs, and sends it to the loggers; what is secret in it is masked in both."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, *args: Any, **kwargs: Any) -> None:
+        super().__init__(parser, _masked(config), *args, **kwargs)
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         pl_module._log_hyperparams = False  # they are a part of the configuration, and would come again as one
         config = json.loads(self.parser.dump(self.config, format="json", skip_none=False))
         for logger in trainer.loggers:
             logger.log_hyperparams(config)
+
+
+def _masked(config: Any) -> Any:
+    """A copy of a parsed configuration with its secrets masked."""
+    if isinstance(config, Namespace):
+        return Namespace({name: without_secrets(_masked(value), name) for name, value in vars(config).items()})
+    if isinstance(config, dict):
+        return {name: without_secrets(_masked(value), name) for name, value in config.items()}
+    return [_masked(value) for value in config] if isinstance(config, list) else without_secrets(config)
 
 
 class _Parser(LightningArgumentParser):

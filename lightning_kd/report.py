@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "Report",
     "ReportRow",
     "Times",
+    "installed_versions",
     "markdown_table",
     "print_table",
     "read_report",
@@ -180,6 +182,17 @@ def _row(content: dict[str, Any]) -> ReportRow:
     return ReportRow(**{**content, "metrics": metrics, "more_threads": threads, "kept_float": kept})
 
 
+def installed_versions() -> dict[str, str]:
+    """Versions of what a figure may depend on, of the packages that are there."""
+    found = {}
+    for package in ("lightning-kd", "torch", "lightning", "transformers", "openvino", "nncf", "onnxruntime", "torchao"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file under its final name only when it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -220,10 +233,12 @@ def _speed(times: ReportRow | Times) -> list[str]:
 
 
 def threads_text(number: int) -> str:
+    """How many threads, in words."""
     return f"{number} thread{'s' if number > 1 else ''}"
 
 
 def report_notes(report: Report) -> list[str]:
+    """What stands below the table: where the rows come from, and what the columns mean."""
     rows = ", ".join(f"{split} {rows:,}" for split, rows in report.split_rows.items())
     chosen = (
         "never used to choose a checkpoint"
@@ -269,5 +284,3 @@ def print_table(title: str, header: Sequence[str], cells: Sequence[Sequence[str]
     console.print(grid)
     for note in notes:
         console.print(note, style="dim", highlight=False)
-
-
