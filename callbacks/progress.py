@@ -142,7 +142,7 @@ class StageProgress(ProgressBar):
         an_epoch = sum(int(number) for number in trainer.num_val_batches)
         if self._batches["val"] and an_epoch and trainer.enable_validation:
             every = min(
-                float(trainer.val_check_batch or float("inf")),  # type: ignore[arg-type]  # a number
+                float(trainer.val_check_batch or float("inf")),
                 float(trainer.num_training_batches * (trainer.check_val_every_n_epoch or 1)),
             )
             left += -(-(total - done) // every) * an_epoch * self._seconds["val"] / self._batches["val"]

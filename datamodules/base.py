@@ -254,9 +254,8 @@ class TransformerDataModule(L.LightningDataModule):
         if not len(numbers):
             raise InputError(f"The {name} split of {self._name()} has no rows.")
         shown = self.trainer is None or self.trainer.progress_bar_callback is not None
-        with progress_stage(
-            f"Tokenizing {name}", len(numbers) * (1 + len(self.teacher_tokenizers)), "rows", shown
-        ) as progress:
+        total = len(numbers) * (1 + len(self.teacher_tokenizers))
+        with progress_stage(f"Tokenizing {name}", total, "rows", shown) as progress:
             self._on_tokenized = progress.advance
             tokenized = self._tokenize(rows, numbers, cast(PreTrainedTokenizerBase, self.tokenizer))
             teachers = {
