@@ -10,11 +10,12 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_kd._checks import InputError
 from lightning_kd.report import Report, markdown_table, report_notes, report_table
 
-__all__ = ["check_loggers", "log_folders", "log_picture", "log_report"]
+__all__ = ["check_loggers", "finish_loggers", "log_folders", "log_picture", "log_report"]
 
 Table = tuple[list[str], list[list[Any]]]
 
@@ -25,7 +26,10 @@ def check_loggers(loggers: Iterable[Logger]) -> None:
     Raises:
         InputError: If the run is to be sent and there is no key to send it with.
     """
-    if not any(isinstance(logger, WandbLogger) and not logger._offline for logger in loggers):
+    ours = [logger for logger in loggers if isinstance(logger, WandbLogger)]
+    for logger in ours:
+        Path(logger.save_dir or ".").mkdir(parents=True, exist_ok=True)  # or W&B says that it is missing
+    if all(logger._offline for logger in ours):
         return
     import wandb
 
@@ -36,6 +40,19 @@ def check_loggers(loggers: Iterable[Logger]) -> None:
             "WandbLogger sends the run to W&B, but no account is set up here: run `wandb login` once, or give "
             "`--trainer.logger.offline true`, which needs neither account nor network."
         )
+
+
+def finish_loggers(trainer: L.Trainer) -> None:
+    """End the W&B runs, and say where they are."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger) and logger._experiment is not None:
+            run = logger.experiment
+            offline, url, folder = run.offline, run.url, Path(run.dir).parent
+            run.finish()
+            if offline:
+                rank_zero_info(f"W&B: offline; `wandb sync {os.path.relpath(folder)}` sends the run")
+            else:
+                rank_zero_info(f"W&B: {url}")
 
 
 def log_report(trainer: L.Trainer, report: Report, pictures: Mapping[str, Path]) -> None:

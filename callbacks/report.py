@@ -186,11 +186,8 @@ class CompressionReport(L.Callback):
                 if any(c.name == int8 for c in found):
                     int8 += f" ({callback.folder.name})"
                 size = weight_bytes(callback.folder)
-                kept = tuple(callback.kept_float)
-                at = callback.folder
-                found.append(
-                    _Candidate(int8, forwards, module.task, parameters, size, name, kept_float=kept, folder=at)
-                )
+                one = _Candidate(int8, forwards, module.task, parameters, size, name, folder=callback.folder)
+                found.append(replace(one, kept_float=tuple(callback.kept_float), quantization=callback.about()))
         return found
 
     def _in_torch(self, model: PreTrainedModel, task: Task) -> dict[int, Forward]:

@@ -145,7 +145,7 @@ def draw_curves(curves: Curves, steps_of_epochs: Sequence[int], path: Path) -> N
     metrics = {name: curve for name, curve in curves.items() if name.startswith("val")}
     figure = _new_figure(10, 7)
     losses, validation, shares, settings = figure.subplots(2, 2, sharex=True).flat
-    _lines(losses, terms, "loss terms, unweighted, of one batch", "nats, or the loss's own unit")
+    _lines(losses, terms, "loss terms, unweighted, each of one batch", "loss")
     if all(value > 0 for _, values in terms.values() for value in values):
         losses.set_yscale("log")
     _mix(shares, curves, terms)
@@ -200,9 +200,9 @@ def _mix(axes: Axes, curves: Curves, terms: Curves) -> None:
     steps = next(iter(terms.values()))[0]
     values = np.stack(list(parts.values()))
     shares = 100 * values / np.maximum(values.sum(0), 1e-12)
-    for number, (area, grey) in enumerate(zip(axes.stackplot(steps, shares), _greys(len(parts)), strict=True)):
-        area.set(facecolor=grey, edgecolor="white", hatch=_HATCHES[number % len(_HATCHES)], label=list(parts)[number])
-    axes.legend(fontsize=8, loc="lower left")
+    for number, (area, grey) in enumerate(zip(axes.stackplot(steps, shares), _greys(len(parts))[::-1], strict=True)):
+        area.set(facecolor=grey, edgecolor="black", hatch=_HATCHES[number % len(_HATCHES)], label=list(parts)[number])
+    axes.legend(fontsize=8, loc="lower left", framealpha=1)
 
 
 # -------------------------------------------------------------------------------------------------- row by row
@@ -212,10 +212,13 @@ def draw_agreement(report: Report, path: Path) -> None:
     """How often any two models of a report predict the same."""
     names = [row.name for row in report.rows]
     values = 100 * np.asarray(report.details.agreement)
+    low = min(99.0, np.floor(values.min()))  # models that differ in nothing else would all be black
     figure = _new_figure(2.6 + 1.0 * len(names), 1.8 + 0.7 * len(names))
     axes = figure.add_subplot()
     rows = report.split_rows[report.main_split]
-    _heat_map(axes, values, names, names, f"predict the same, % ({report.main_split}, {rows:,} rows)", 0, 100, "{:.1f}")
+    _heat_map(
+        axes, values, names, names, f"predict the same, % ({report.main_split}, {rows:,} rows)", low, 100, "{:.1f}"
+    )
     _save(figure, path)
 
 
@@ -230,10 +233,10 @@ def draw_details(report: Report, path: Path) -> None:
         for axes, (model, table) in zip(panels, tables.items(), strict=True):
             counts = np.asarray(table, dtype=float)
             shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-            _heat_map(axes, shares, labels, labels, model, 0, 100, "{:.0f}", axes is panels[-1])
+            _heat_map(axes, shares, labels, labels, model, 0, 100, "{:,.0f}", axes is panels[-1], counts)
             axes.set_xlabel("predicted")
         panels[0].set_ylabel("true label")
-        figure.suptitle(f"of each true label's rows, % ({report.main_split})", fontsize=10)
+        figure.suptitle(f"{report.main_split}: numbers of rows; shade: % of the true label's rows", fontsize=10)
     else:
         models = list(next(iter(details.scores.values())))
         values = np.asarray([[by_model[model] for model in models] for by_model in details.scores.values()])
@@ -253,16 +256,19 @@ def _heat_map(
     high: float,
     form: str,
     with_bar: bool = True,
+    numbers: NDArray[Any] | None = None,
 ) -> None:
-    """A matrix as shades with its numbers; the darker, the more."""
-    image = axes.imshow(values, cmap="Greys", vmin=low, vmax=high, aspect="auto")
+    """A matrix as shades, the darker the more, with its numbers or others."""
+    image = axes.imshow(values, cmap="Greys", vmin=low, vmax=high + 0.3 * (high - low), aspect="auto")
     axes.set_title(title, fontsize=9)
     axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right", fontsize=8)
     axes.set_yticks(range(len(rows)), rows, fontsize=8)
     small = len(columns) <= 20
     for (i, j), value in np.ndenumerate(values):
         if small:
-            dark = (value - low) / (high - low) > 0.6
-            axes.text(j, i, form.format(value), ha="center", va="center", fontsize=8, color="w" if dark else "k")
+            dark = (value - low) / (high - low) > 0.7
+            shown = value if numbers is None else numbers[i, j]
+            axes.text(j, i, form.format(shown), ha="center", va="center", fontsize=8, color="w" if dark else "k")
     if with_bar:
-        axes.figure.colorbar(image, ax=axes, shrink=0.8)
+        bar = axes.figure.colorbar(image, ax=axes, shrink=0.8)
+        bar.ax.set_ylim(low, high)

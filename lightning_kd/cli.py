@@ -29,7 +29,7 @@ from lightning_kd.callbacks import (
     TrainingCurves,
 )
 from lightning_kd.callbacks._fit_end import callbacks_of
-from lightning_kd.callbacks._loggers import check_loggers
+from lightning_kd.callbacks._loggers import check_loggers, finish_loggers
 from lightning_kd.models import ModelSource, has_tokenizer, load_config
 from lightning_kd.module import DistillationModule
 from lightning_kd.trainer import CompressionTrainer
@@ -193,7 +193,7 @@ def main(args: ArgsType = None) -> None:
         if isinstance(typed, list) and typed[:1] == ["describe"]:
             describe.main(typed[1:])
         else:
-            DistillationCLI(args)
+            finish_loggers(DistillationCLI(args).trainer)
     except ValueError as error:
         own = _input_error(error)
         if own is None or os.environ.get("LIGHTNING_KD_TRACEBACK"):
@@ -204,6 +204,7 @@ def main(args: ArgsType = None) -> None:
 
 def _hush() -> None:
     """Leave out what other libraries say that nobody at a command line can act on."""
+    os.environ.setdefault("WANDB_QUIET", "true")  # where the run is, is said when it is over
     transformers_logging.set_verbosity_error()  # that a student's head starts from random weights, above all
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
