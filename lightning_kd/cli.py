@@ -1,4 +1,4 @@
-"""The command line: fit, validate, test, predict, analyze and prune from YAML, and describe."""
+"""The command line: fit, validate, test, predict, analyze and prune from YAML; describe, compare and sweep."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, Namespace, SaveConfigCallback
 from transformers.utils import logging as transformers_logging
 
-from lightning_kd import describe
+from lightning_kd import compare, describe, sweep
 from lightning_kd._checks import InputError, expected, nearest
 from lightning_kd._secrets import mask_arguments, without_secrets
 from lightning_kd.callbacks import (
@@ -42,7 +42,11 @@ _ELSEWHERE = ("best", "last", "hpc", "registry")
 
 
 #: What needs no configuration is no subcommand of Lightning's.
-_DESCRIBE = "Without a config: `describe MODEL [MODEL ...]` shows where the parameters of models are, side by side."
+_OTHERS = {"describe": describe.main, "compare": compare.main, "sweep": sweep.main}
+_EPILOG = (
+    "Without a config: `describe MODEL [MODEL ...]` shows where the parameters of models are, side by side; "
+    "`compare RUN [RUN ...]` the reports of many runs; `sweep FILE` runs the search that a W&B sweep file describes."
+)
 
 
 class DistillationCLI(LightningCLI):
@@ -61,7 +65,7 @@ class DistillationCLI(LightningCLI):
             trainer_class=CompressionTrainer,
             trainer_defaults={"enable_model_summary": False},
             parser_class=_Parser,
-            parser_kwargs={"epilog": _DESCRIBE},
+            parser_kwargs={"epilog": _EPILOG},
             args=args,
         )
 
@@ -146,7 +150,7 @@ class _Parser(LightningArgumentParser):
         unknown = re.match(r"unrecognized arguments: (--?[^\s=]+)", message)
         wrong = re.match(r"argument subcommand: invalid choice: '([^']*)'", message)
         if wrong:
-            names = [*DistillationCLI.subcommands(), "describe"]
+            names = [*DistillationCLI.subcommands(), *_OTHERS]
             sentence = f"There is no subcommand `{wrong[1]}`. {nearest(wrong[1], names)} There are {', '.join(names)}."
             sentence = sentence.replace("  ", " ")
         elif unknown:
@@ -190,8 +194,8 @@ def main(args: ArgsType = None) -> None:
     _hush()
     typed = sys.argv[1:] if args is None else args
     try:
-        if isinstance(typed, list) and typed[:1] == ["describe"]:
-            describe.main(typed[1:])
+        if isinstance(typed, list) and typed and typed[0] in _OTHERS:
+            _OTHERS[typed[0]](typed[1:])
         else:
             finish_loggers(DistillationCLI(args).trainer)
     except ValueError as error:

@@ -232,9 +232,9 @@ def _speed(times: ReportRow | Times) -> list[str]:
     return [f"{times.latency_p50:.2f}", f"{times.latency_p95:.2f}", f"{times.throughput:.0f}", faster]
 
 
-def threads_text(number: int) -> str:
+def threads_text(number: int | str) -> str:
     """How many threads, in words."""
-    return f"{number} thread{'s' if number > 1 else ''}"
+    return f"{number} thread{'s' if str(number) != '1' else ''}"
 
 
 def report_notes(report: Report) -> list[str]:
@@ -245,7 +245,7 @@ def report_notes(report: Report) -> list[str]:
         if report.main_split == "test"
         else "also used to choose the checkpoint: hold rows out to measure without that bias"
     )
-    has_teacher = report.rows[0].name.startswith("teacher")
+    has_teacher = report.rows[0].name.rpartition(": ")[2].startswith("teacher")  # of one of several runs: behind it
     notes = [
         f"Data: {report.setting['data']}. Rows: {rows}. Those of {report.main_split} are {chosen}.",
         "±: standard error.",

@@ -40,6 +40,8 @@ LAYERS: dict[str, float] = {
     "charts": 2.2,
     "model_card": 2.2,
     "describe": 2.4,
+    "compare": 2.4,
+    "sweep": 2.4,
     "lightning_kd": 2.5,  # the package's own __init__, which offers what is below it
     "callbacks": 3,
     "datamodules": 3,
