@@ -23,6 +23,10 @@ from lightning_kd.report import (
 
 __all__ = ["compare", "main"]
 
+#: With more models than that, the terminal has the short columns alone.
+_FEW = 4
+_SHORT = ("model", "size", "kept", "ms, p50", "faster")
+
 
 def compare(paths: Sequence[Path]) -> Report:
     """The reports of several runs as one, each model called by its run and its own name.
@@ -82,8 +86,8 @@ def main(arguments: Sequence[str]) -> None:
     """Run ``lightning-kd compare`` with ``arguments``."""
     parser = argparse.ArgumentParser(prog="lightning-kd compare", description="The reports of many runs side by side.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder with a report.json, or such a file")
-    help_text = "folder for compare.md, compare.csv and compare.png (default: nothing is written)"
-    parser.add_argument("--path", type=Path, help=help_text)
+    help_text = "folder for compare.md, compare.csv and compare.png (default: runs/compare)"
+    parser.add_argument("--path", type=Path, default=Path("runs/compare"), help=help_text)
     given = parser.parse_args(arguments)
     report = compare([Path(run) for run in given.runs])
     header, cells = report_table(report)
@@ -92,12 +96,13 @@ def main(arguments: Sequence[str]) -> None:
         notes.append(
             "Each run was timed by itself: compare times of two runs by how much faster each is than its teacher."
         )
-    print_table("Runs side by side", header, cells, notes)
-    if given.path is not None:
-        write_text(given.path / "compare.md", markdown_table(header, cells, notes))
-        write_text(given.path / "compare.csv", _csv(report))
-        draw_report(report, given.path / "compare.png")
-        print(f"Written: {given.path / 'compare.md'}, compare.csv and compare.png beside it")
+    shown = [i for i, name in enumerate(header) if len(cells) <= _FEW or name in _SHORT or report.main_split in name]
+    table = [header[i] for i in shown], [[line[i] for i in shown] for line in cells]
+    print_table("Runs side by side", *table, notes)
+    write_text(given.path / "compare.md", markdown_table(header, cells, notes))
+    write_text(given.path / "compare.csv", _csv(report))
+    draw_report(report, given.path / "compare.png")
+    print(f"Written: {given.path / 'compare.md'}, compare.csv and compare.png beside it")
 
 
 def _csv(report: Report) -> str:

@@ -87,7 +87,10 @@ class Sweep:
         flags = [f"--{name}={value}" for name, value in point.items()]
         macros = {"${env}": [], "${interpreter}": [sys.executable], "${program}": [self.program], "${args}": flags}
         words = [word for part in self.command for word in macros.get(part, [part])]
-        return [*words, f"--trainer.default_root_dir={folder}"]
+        words.append(f"--trainer.default_root_dir={folder}")
+        if any(word.startswith("--trainer.logger") for word in words):
+            words.append(f"--trainer.logger.save_dir={folder}")  # with its logs and checkpoints
+        return words
 
 
 def read_sweep(path: Path) -> Sweep:
