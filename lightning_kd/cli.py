@@ -56,6 +56,7 @@ class DistillationCLI(LightningCLI):
     """
 
     def __init__(self, args: ArgsType = None) -> None:
+        self._command = _command(args)
         super().__init__(
             DistillationModule,
             L.LightningDataModule,
@@ -89,7 +90,7 @@ class DistillationCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         check_loggers(trainer.loggers)
         if isinstance(trainer, CompressionTrainer):
-            trainer.command = shlex.join([Path(sys.argv[0]).name, *mask_arguments(sys.argv[1:])])
+            trainer.command = self._command
         # The float student is written first: it is there, whatever a quantizer does. Teachers run over all rows last,
         # once whatever can be refused before the first batch has been.
         order = {StudentExport: 0, TeacherCache: 2}
@@ -126,6 +127,15 @@ class _LogConfig(SaveConfigCallback):
         config = json.loads(self.parser.dump(self.config, format="json", skip_none=False))
         for logger in trainer.loggers:
             logger.log_hyperparams(config)
+
+
+def _command(args: ArgsType) -> str | None:
+    """What was typed, without its secrets; None of arguments that were not typed."""
+    if args is not None and not isinstance(args, list):
+        return None
+    program = Path(sys.argv[0]).name if args is None else "lightning-kd"
+    start = ["python", program] if program.endswith(".py") else [program]
+    return shlex.join([*start, *mask_arguments(sys.argv[1:] if args is None else args)])
 
 
 def _masked(config: Any) -> Any:
