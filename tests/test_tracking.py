@@ -49,7 +49,7 @@ class Tracked:
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracked]:
-    """A teacher, and a student of two terms whose temperature falls, in relative folders, with keys in the environment."""
+    """A teacher, and a student of two terms whose temperature falls, with keys in the environment."""
     root = tmp_path_factory.mktemp("tracked")
     with contextlib.chdir(root), pytest.MonkeyPatch.context() as patch:
         for name, value in SECRETS.items():
@@ -72,7 +72,8 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracked]:
         schedule["init_args"]["schedule"]["init_args"] = {"start": 8.0, "end": 2.0}  # type: ignore[index]
         csv_logger = {"class_path": "CSVLogger", "init_args": {"save_dir": "run", "name": "logs"}}
         notes = f"sent with {SECRETS['MY_SERVICE_TOKEN']}"
-        wandb_logger = {"class_path": "WandbLogger", "init_args": {"offline": True, "save_dir": "run", "notes": notes}}
+        wandb_logger = {"class_path": "WandbLogger", "init_args": {"offline": True, "notes": notes}}
+        wandb_logger["init_args"]["save_dir"] = str(root / "run")  # W&B's process has a folder of its own
         callbacks = [QUANTIZATION, CHECKPOINT, schedule]
         typed = arguments(
             Path("run"), "fit", model, max_epochs=2, callbacks=callbacks, logger=[csv_logger, wandb_logger]
@@ -103,7 +104,7 @@ def test_wandb_and_the_curves_have_what_was_logged(tracked: Tracked) -> None:
         assert tracked.wandb.values(name) == expected, name
         own = [float(row[name]) for row in tracked.curves if row[name]]
         assert own == pytest.approx([float(row[name]) for row in rows]), name
-    assert [row["train/temperature"] for row in rows][0] == "8.0" and float(rows[-1]["train/temperature"]) == 2.0
+    assert (float(rows[0]["train/temperature"]), float(rows[-1]["train/temperature"])) == (8.0, 2.0)
     steps = [int(row["step"]) for row in tracked.curves if row["train/loss"]]
     assert steps == [int(row["step"]) + 1 for row in rows], "a logged step is one that has been taken"
 
