@@ -29,11 +29,12 @@ def check_loggers(loggers: Iterable[Logger]) -> None:
     ours = [logger for logger in loggers if isinstance(logger, WandbLogger)]
     for logger in ours:
         Path(logger.save_dir or ".").mkdir(parents=True, exist_ok=True)  # or W&B says that it is missing
-    if all(logger._offline for logger in ours):
+    if all(logger._offline for logger in ours) or os.environ.get("WANDB_MODE", "online") != "online":
+        os.environ.setdefault("WANDB_SILENT", "true")  # nothing can fail on its way: finish_loggers says where it is
         return
     import wandb
 
-    if wandb.run is not None or os.environ.get("WANDB_MODE", "online") != "online":
+    if wandb.run is not None:
         return
     if not wandb.login(prompt=False, verify=False):
         raise InputError(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from lightning.pytorch.loggers.logger import DummyLogger
 
 
 @dataclass(frozen=True)
@@ -53,15 +56,27 @@ def records(file: Path) -> Iterator[bytes]:
             whole = b""
 
 
+class KeyLogger(DummyLogger):
+    """Stands for loggers that are given a key."""
+
+    def __init__(self, api_key: str) -> None:
+        super().__init__()
+        self.api_key = api_key
+
+
 def read_offline_run(folder: Path) -> OfflineRun:
-    """The only run below a folder."""
+    """The only run below a folder, once W&B's own process has written the end of it."""
     from wandb.proto import wandb_internal_pb2
 
     [file] = folder.rglob("*.wandb")
+    found: list[Any] = []
+    for _ in range(300):
+        found = [wandb_internal_pb2.Record.FromString(data) for data in records(file)]
+        if any(record.WhichOneof("record_type") == "exit" for record in found):
+            break
+        time.sleep(0.1)
     run = OfflineRun(file.parent / "files")
-    for data in records(file):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+    for record in found:
         kind = record.WhichOneof("record_type")
         updates = record.config.update if kind == "config" else record.run.config.update if kind == "run" else ()
         for item in updates:
