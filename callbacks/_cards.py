@@ -58,9 +58,8 @@ def _facts(trainer: L.Trainer, module: DistillationModule, name: str, quantizati
     made |= {"loss": _loss(module), "schedules": _schedules(trainer), "data": described}
     sizes = getattr(data, "sizes", {})
     made["rows"] = ", ".join(f"{split} {rows:,}" for split, rows in sizes.items())
-    made["training"] = (
-        f"{trainer.current_epoch} epoch{'s' if trainer.current_epoch != 1 else ''}, {trainer.global_step:,} steps{_checkpoint(trainer)}"
-    )
+    epochs = f"{trainer.current_epoch} epoch{'s' if trainer.current_epoch != 1 else ''}"
+    made["training"] = f"{epochs}, {trainer.global_step:,} steps{_checkpoint(trainer)}"
     made["seed"] = os.environ.get("PL_GLOBAL_SEED", "")
     if quantization:
         made["quantization"] = quantization["how"]
