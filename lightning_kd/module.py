@@ -312,7 +312,11 @@ class DistillationModule(L.LightningModule):
         settings["train/weight/hard"] = self.hard_label_weight
         if terms:
             settings["train/temperature"] = self.temperature
-        settings["train/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+        groups = self.trainer.optimizers[0].param_groups
+        first = groups[0].get("initial_lr")
+        for i, group in enumerate(groups):
+            if i == 0 or group.get("initial_lr") != first:
+                settings[f"train/lr/{i}" if i else "train/lr"] = group["lr"]
         self.log_dict(settings)
 
     def _evaluate(self, batch: dict[str, Tensor], dataloader_idx: int) -> None:
