@@ -11,6 +11,7 @@ from typing import TypeVar
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 __all__ = ["Clock", "Stage", "Tracked", "end_time", "is_terminal", "new_bar", "stage", "track"]
@@ -56,6 +57,14 @@ def duration(seconds: float) -> str:
     return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+class _Description(TextColumn):
+    """What is done; the one column that is cut where the terminal is narrow."""
+
+    def render(self, task: Task) -> Text:
+        """The text before the bar."""
+        return Text(task.description, no_wrap=True, overflow="ellipsis")
+
+
 class _RateAndEnd(ProgressColumn):
     """Units a second since the stage began, and when it ends at that rate."""
 
@@ -83,7 +92,13 @@ def rate_text(rate: float, unit: str) -> str:
 
 def new_bar() -> Progress:
     """A bar that leaves nothing behind, on the stream that messages go to, so that what is printed can be piped."""
-    columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), _RateAndEnd())
+    whole = Column(no_wrap=True)
+    columns = (
+        _Description("", table_column=Column()),
+        BarColumn(16, table_column=whole),
+        MofNCompleteColumn(table_column=whole.copy()),
+        _RateAndEnd(table_column=whole.copy()),
+    )
     return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
