@@ -201,5 +201,6 @@ class StageProgress(ProgressBar):
 
     def _close(self) -> None:
         if self._bar is not None:
+            self._bar.refresh()
             self._bar.stop()
             self._bar = None

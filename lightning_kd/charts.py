@@ -45,9 +45,9 @@ def _save(figure: Figure, path: Path) -> None:
     os.replace(partial, path)
 
 
-def _greys(number: int) -> list[str]:
+def _greys(number: int, lightest: float = 0.75) -> list[str]:
     """Shades that differ as much as they can."""
-    return [f"{0.25 + 0.5 * i / max(1, number - 1):.2f}" for i in range(number)]
+    return [f"{0.25 + (lightest - 0.25) * i / max(1, number - 1):.2f}" for i in range(number)]
 
 
 def draw_report(report: Report, path: Path) -> None:
@@ -173,7 +173,7 @@ def draw_curves(curves: Curves, steps_of_epochs: Sequence[int], path: Path) -> N
 
 
 def _lines(axes: Axes, curves: Curves, title: str, unit: str, marker: str = "") -> None:
-    for number, ((name, (x, y)), grey) in enumerate(zip(curves.items(), _greys(len(curves)), strict=True)):
+    for number, ((name, (x, y)), grey) in enumerate(zip(curves.items(), _greys(len(curves), 0.6), strict=True)):
         dots = marker or ("." if len(x) == 1 else "")
         axes.plot(x, y, linestyle=_DASHES[number % len(_DASHES)], color=grey, label=name, marker=dots, markersize=4)
     axes.set_title(title, fontsize=10, loc="left")
