@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from transformers import PreTrainedTokenizerBase
 
 from lightning_kd._checks import expected
+from lightning_kd.callbacks._cards import write_card
 from lightning_kd.callbacks._fit_end import (
     best_student,
     check_output,
@@ -30,7 +31,8 @@ __all__ = ["SentenceEncoderExport", "StudentExport", "save_tokenizer"]
 class StudentExport(L.Callback):
     """Writes the student of the best checkpoint at the end of a fit, with its tokenizer and label names.
 
-    The folder is plain transformers: ``pipeline("text-classification", model=folder)`` opens it.
+    Its ``README.md`` is a model card, to which a report adds its figures. The folder is plain transformers:
+    ``pipeline("text-classification", model=folder)`` opens it.
 
     Args:
         path: The folder; ``<trainer.default_root_dir>/student`` unless given. What stands there is replaced.
@@ -58,6 +60,7 @@ class StudentExport(L.Callback):
             student.config.lightning_kd_format = FORMAT
             student.save_pretrained(partial)
             save_tokenizer(trainer, partial)
+            write_card(trainer, pl_module, partial, folder.name)
 
         on_rank_zero(trainer, lambda: write_folder(folder, write))
         self.folder = folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -12,6 +13,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from transformers import PreTrainedModel
 
 from lightning_kd._checks import InputError, check_range, expected
+from lightning_kd._progress import Tracked
+from lightning_kd.callbacks._cards import write_card
 from lightning_kd.callbacks._fit_end import (
     best_student,
     callbacks_of,
@@ -175,11 +178,13 @@ class QuantizationCallback(L.Callback):
             model.config.lightning_kd_format = FORMAT
             model.config.save_pretrained(partial)
             save_tokenizer(trainer, partial)
-            batches = self._calibration(trainer, pl_module)
+            shown = trainer.progress_bar_callback is not None
+            batches = Tracked(self._calibration(trainer, pl_module), "Calibrating", "batches", shown)
             if self.max_drop is None:
                 self.quantizer.convert(model, batches, partial)
             else:
                 self.kept_float = self._convert_within(self.max_drop, model, batches, partial, trainer, pl_module)
+            write_card(trainer, pl_module, partial, folder.name, self.about())
 
         rank_zero_info(f"Quantizing the student with {self.quantizer.name}")
         on_rank_zero(trainer, lambda: write_folder(folder, write))
@@ -190,7 +195,7 @@ class QuantizationCallback(L.Callback):
         self,
         max_drop: float,
         model: PreTrainedModel,
-        calibration: list[dict[str, Any]],
+        calibration: Sequence[dict[str, Any]],
         folder: Path,
         trainer: L.Trainer,
         module: DistillationModule,
@@ -231,6 +236,15 @@ class QuantizationCallback(L.Callback):
         if written != layers:
             self.quantizer.convert(model, calibration, folder, order[:layers])
         return order[:layers]
+
+    def about(self) -> dict[str, str]:
+        """The ``form`` of the weights with the backend, and ``how`` they were quantized."""
+        how = [f"{type(self.quantizer).__name__}, {'while training' if self.mode == 'qat' else 'after training'}"]
+        if self.quantizer.needs_calibration:
+            how.append(f"calibrated on {self.calibration_batches} training batches")
+        if self.kept_float:
+            how.append(f"in float: {', '.join(self.kept_float)}")
+        return {"form": f"{self.quantizer.format}, {self.quantizer.name}", "how": "; ".join(how)}
 
     def _calibration(self, trainer: L.Trainer, module: DistillationModule) -> list[dict[str, Any]]:
         if not self.quantizer.needs_calibration:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightning_kd._checks import InputError, expected
-from lightning_kd.callbacks._drawing import draw_chart, markdown_table, print_table
+from lightning_kd._progress import stage
+from lightning_kd.callbacks._cards import write_card
 from lightning_kd.callbacks._fit_end import (
     best_student,
     callbacks_of,
@@ -29,15 +28,29 @@ from lightning_kd.callbacks._fit_end import (
     output_path,
     task_of,
 )
-from lightning_kd.callbacks._loggers import log_report
+from lightning_kd.callbacks._loggers import log_folders, log_report
 from lightning_kd.callbacks.export import StudentExport
 from lightning_kd.callbacks.quantization import QuantizationCallback
-from lightning_kd.measure import Estimate, Evaluation, evaluate, paired_speedup, time_interleaved
+from lightning_kd.charts import draw_agreement, draw_details, draw_report
+from lightning_kd.details import agreement, details_of, disagreements, row_distances
+from lightning_kd.measure import Evaluation, evaluate, paired_speedup, time_interleaved
 from lightning_kd.models import ModelSource, count_parameters, load_trained
 from lightning_kd.module import DistillationModule
 from lightning_kd.quantization import Forward
+from lightning_kd.report import (
+    Disagreement,
+    Report,
+    ReportRow,
+    Times,
+    installed_versions,
+    markdown_table,
+    print_table,
+    report_notes,
+    report_table,
+    write_text,
+)
 from lightning_kd.runner import Runner, forward_of, weight_bytes
-from lightning_kd.tasks import Task
+from lightning_kd.tasks import LanguageModeling, Task
 
 __all__ = ["CompressionReport", "Report", "ReportRow", "Times"]
 
@@ -45,81 +58,8 @@ _ROUNDS = 5
 _LATENCY_ROWS = 64
 _THROUGHPUT_BATCHES = 4
 _THROUGHPUT_SIZE = 32
-
-
-@dataclass(frozen=True)
-class Times:
-    """How fast a model is with some number of threads.
-
-    Attributes:
-        latency_p50: Milliseconds for one text.
-        latency_p95: Milliseconds for one text.
-        throughput: Texts a second in batches of 32.
-        times_faster: Median over paired measurements of the reference's time over this model's, one text; None without
-            a reference.
-    """
-
-    latency_p50: float
-    latency_p95: float
-    throughput: float
-    times_faster: float | None
-
-
-@dataclass(frozen=True)
-class ReportRow:
-    """One model of a report.
-
-    Ratios are to the first teacher; where none is measured, to the float model if it was quantized.
-
-    Attributes:
-        name: ``teacher``, ``student`` (``model`` without a teacher), ``int8, <backend>`` or a baseline's name.
-        parameters: Number of parameters; of an int8 model, those of the float model it was made from.
-        bytes: On disk, weights and graph.
-        metrics: By split, by metric.
-        kept: Percent of the reference's main metric on the main split; None without a reference, and for a metric of
-            which less is better.
-        agreement: Share of rows of the main split on which an int8 model predicts the same as its float model.
-        latency_p50: Milliseconds for one text.
-        latency_p95: Milliseconds for one text.
-        throughput: Texts a second in batches of 32.
-        times_smaller: Bytes of the reference over bytes.
-        times_faster: Median over paired measurements of the reference's time over this model's, one text.
-        kept_float: The layers of a quantized model that ``max_drop`` kept in float.
-        more_threads: The times with other numbers of threads, by their number.
-    """
-
-    name: str
-    parameters: int
-    bytes: int
-    metrics: dict[str, dict[str, Estimate]]
-    latency_p50: float
-    latency_p95: float
-    throughput: float
-    kept: float | None = None
-    agreement: float | None = None
-    times_smaller: float | None = None
-    times_faster: float | None = None
-    kept_float: tuple[str, ...] = ()
-    more_threads: dict[int, Times] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Report:
-    """What :class:`CompressionReport` measured.
-
-    Attributes:
-        rows: One a model; the teacher first.
-        main_metric: The metric that ``kept`` is about.
-        main_split: The split that it is about: rows never used to choose a checkpoint, if there are any.
-        split_rows: Rows of each split.
-        setting: Data, seed, threads, processor and versions.
-    """
-
-    rows: list[ReportRow]
-    main_metric: str
-    main_split: str
-    split_rows: dict[str, int]
-    setting: dict[str, Any] = field(default_factory=dict)
+#: Rows on which student and teacher differ most that are shown.
+_DISAGREEMENTS = 20
 
 
 @dataclass(frozen=True)
@@ -132,6 +72,8 @@ class _Candidate:
     float_name: str | None = None
     encoding: str | None = None  # the teacher's name, if it reads another vocabulary
     kept_float: tuple[str, ...] = ()
+    folder: Path | None = None  # where this run has written it
+    quantization: dict[str, str] | None = None  # how this run has quantized it
 
     def own(self, batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
         """The batch as this model reads it."""
@@ -143,8 +85,11 @@ class CompressionReport(L.Callback):
 
     Every metric on the whole validation split and, where the data module holds rows out, on those, each with its
     standard error; parameters and bytes on disk; latency at batch 1 and throughput at batch 32 on the CPU, all models
-    interleaved in one process. Writes ``report.json``, ``report.md`` and ``report.png``, prints a table, and sends
-    the same to the loggers that can take it.
+    interleaved in one process. Then what differs row by row: how often any two models predict the same, what each takes
+    for what or its score of each type, and the rows on which the student is farthest from the first teacher. Writes
+    ``report.json``, ``report.md`` and ``report.png``, ``agreement.png`` and ``details.png`` where there are such,
+    prints a table, adds the figures to the model cards of the exported folders, and sends all of it to the loggers that
+    can take it; W&B also gets the folders, with ``log_model``.
 
     In a list of callbacks it comes after every ``QuantizationCallback``.
 
@@ -154,6 +99,8 @@ class CompressionReport(L.Callback):
         threads: Threads of each model while it is timed, above 0; of several numbers, the first is that of the chart.
         path: The folder for the three files; ``trainer.default_root_dir`` unless given.
         teacher: Measure the teachers, too, which takes longest; otherwise ratios are to the float student.
+        texts: Put the texts on which student and teacher differ most into ``report.json`` and the loggers; without,
+            their numbers stand for them.
 
     Raises:
         InputError: In ``setup("fit")``, if a baseline's folder is missing, the data module cannot serve a report, or
@@ -166,6 +113,7 @@ class CompressionReport(L.Callback):
         threads: int | list[int] = 1,
         path: str | None = None,
         teacher: bool = True,
+        texts: bool = True,
     ) -> None:
         self.baselines = dict(baselines or {})
         self.threads = [threads] if isinstance(threads, int) else list(dict.fromkeys(threads))
@@ -173,6 +121,7 @@ class CompressionReport(L.Callback):
             raise expected("report.threads", "at least 1", threads)
         self.path = path
         self.teacher = teacher
+        self.texts = texts
         #: What was measured, on rank 0 after the fit.
         self.report: Report | None = None
 
@@ -197,10 +146,16 @@ class CompressionReport(L.Callback):
         folder = output_path(trainer, self.path, ".")
 
         def work() -> None:
-            self.report = self._measure(trainer, pl_module)
-            write_report(self.report, folder)
-            log_report(trainer.loggers, self.report, folder / "report.png", task_of(trainer))
-            print_table(self.report)
+            candidates = self._candidates(trainer, pl_module)
+            self.report = report = self._measure(trainer, pl_module, candidates)
+            pictures = write_report(report, folder)
+            folders = {c.name: c.folder for c in candidates if c.folder is not None}
+            for c in candidates:
+                if c.folder is not None:
+                    write_card(trainer, pl_module, c.folder, c.folder.name, c.quantization, report, c.name)
+            log_report(trainer, report, pictures, task_of(trainer))
+            log_folders(trainer, report, folders, task_of(trainer))
+            print_table("Compression report", *report_table(report), report_notes(report))
 
         on_rank_zero(trainer, work)
         rank_zero_info(f"Report: {folder / 'report.json'}, report.md and report.png beside it")
@@ -228,9 +183,10 @@ class CompressionReport(L.Callback):
         parameters = count_parameters(student)
         callbacks = callbacks_of(trainer)
         exported = [c.folder for c in callbacks if isinstance(c, StudentExport) and c.folder is not None]
-        size = weight_bytes(exported[0]) if exported else _tensor_bytes(student)
+        size, written = (weight_bytes(exported[0]), exported[0]) if exported else (_tensor_bytes(student), None)
         name = "student" if module.teacher_sources else "model"  # without a teacher it may be one to be
-        found.append(_Candidate(name, self._in_torch(student, module.task), module.task, parameters, size))
+        forwards = self._in_torch(student, module.task)
+        found.append(_Candidate(name, forwards, module.task, parameters, size, folder=written))
         for callback in callbacks:
             if isinstance(callback, QuantizationCallback) and callback.folder is not None:
                 forwards = {n: Runner.open(callback.folder, n).forward for n in self.threads}
@@ -238,32 +194,42 @@ class CompressionReport(L.Callback):
                 if any(c.name == int8 for c in found):
                     int8 += f" ({callback.folder.name})"
                 size = weight_bytes(callback.folder)
-                kept = tuple(callback.kept_float)
-                found.append(_Candidate(int8, forwards, module.task, parameters, size, name, kept_float=kept))
+                one = _Candidate(int8, forwards, module.task, parameters, size, name, folder=callback.folder)
+                found.append(replace(one, kept_float=tuple(callback.kept_float), quantization=callback.about()))
         return found
 
     def _in_torch(self, model: PreTrainedModel, task: Task) -> dict[int, Forward]:
         return dict.fromkeys(self.threads, forward_of(model, task))
 
-    def _measure(self, trainer: L.Trainer, module: DistillationModule) -> Report:
+    def _measure(self, trainer: L.Trainer, module: DistillationModule, candidates: list[_Candidate]) -> Report:
         data = data_of(trainer)
-        candidates = self._candidates(trainer, module)
         splits = {name: rows for name, rows in data.sizes.items() if name != "train"}
         main_split = "test" if "test" in splits else data.validation_splits[0]
         total = sum(splits.values())
         rank_zero_info(f"Measuring {', '.join(c.name for c in candidates)} on {total:,} rows")
         evaluations: dict[str, dict[str, Evaluation]] = {c.name: {} for c in candidates}
-        for split in splits:
-            batches = data.evaluation_batches(split)
-            for c in candidates:
-                own = [c.own(batch) for batch in batches]
-                found = evaluate(c.forwards[self.threads[0]], c.task, own, data.metric_names, data.label_names)
-                evaluations[c.name][split] = found
+        has_teacher = self.teacher and bool(module.teacher_sources)
+        compares = has_teacher and not isinstance(module.task, LanguageModeling)  # whose logits are gigabytes
+        apart: list[Disagreement] = []
+        shown = trainer.progress_bar_callback is not None
+        with stage("Evaluating", total * len(candidates), "rows", shown) as progress:
+            for split in splits:
+                batches = data.evaluation_batches(split)
+                kept: dict[str, list[dict[str, Tensor]]] = {}
+                for c in candidates:
+                    forward = c.forwards[self.threads[0]]
+                    if split == main_split and compares and c in (candidates[0], _student(candidates)):
+                        forward = _keeping(forward, kept.setdefault(c.name, []))
+                    own = (progress.passing(c.own(batch), len(batch["index"])) for batch in batches)
+                    found = evaluate(forward, c.task, own, data.metric_names, data.label_names)
+                    evaluations[c.name][split] = found
+                if kept:
+                    done = {c.name: evaluations[c.name][split] for c in candidates}
+                    apart = self._disagreements(data, module.task, split, candidates, kept, done)
         single, many = _timing_batches(data, module, candidates, main_split)
         main_metric = data.metric_names[0]
         has_int8 = any(c.float_name for c in candidates)
-        has_teacher = self.teacher and bool(module.teacher_sources)
-        reference = candidates[0] if has_teacher else next(c for c in candidates[::-1] if not c.float_name)
+        reference = candidates[0] if has_teacher else _student(candidates)
         times = {n: self._times(n, candidates, reference.name, single, many) for n in self.threads}
         whole = evaluations[reference.name][main_split].metrics[main_metric].value
         more_is_better = module.task.metrics([main_metric], data.label_names)[main_metric].higher_is_better is not False
@@ -271,7 +237,7 @@ class CompressionReport(L.Callback):
         rows = []
         for c in candidates:
             done = evaluations[c.name]
-            value = done[main_split].metrics[main_metric].value
+            value, predicted = done[main_split].metrics[main_metric].value, done[main_split].predictions
             speeds = {n: by_name[c.name] for n, by_name in times.items()}
             if not has_ratios:
                 speeds = {n: replace(each, times_faster=None) for n, each in speeds.items()}
@@ -282,7 +248,9 @@ class CompressionReport(L.Callback):
                     bytes=c.bytes,
                     metrics={split: evaluation.metrics for split, evaluation in done.items()},
                     kept=100 * value / whole if has_ratios and more_is_better and whole > 0 else None,
-                    agreement=_agreement(done, evaluations[c.float_name], main_split) if c.float_name else None,
+                    agreement=agreement(predicted, evaluations[c.float_name][main_split].predictions)
+                    if c.float_name
+                    else None,
                     times_smaller=reference.bytes / c.bytes if has_ratios else None,
                     kept_float=c.kept_float,
                     more_threads={n: speeds[n] for n in self.threads[1:]},
@@ -290,7 +258,31 @@ class CompressionReport(L.Callback):
                 )
             )
         setting = _setting(data, self.threads[0], _LATENCY_ROWS)
-        return Report(rows, main_metric, main_split, splits, setting)
+        main = {c.name: evaluations[c.name][main_split] for c in candidates}
+        details = details_of(module.task, main, data.label_names, apart)
+        return Report(rows, main_metric, main_split, splits, setting, details)
+
+    def _disagreements(
+        self,
+        data: Any,
+        task: Task,
+        split: str,
+        candidates: Sequence[_Candidate],
+        kept: Mapping[str, list[dict[str, Tensor]]],
+        done: Mapping[str, Evaluation],
+    ) -> list[Disagreement]:
+        teacher, student = candidates[0], _student(candidates)
+        batches = data.evaluation_batches(split)
+        distances = [
+            row_distances(task, s, t, batch, teacher.own(batch) if teacher.encoding else None)
+            for s, t, batch in zip(kept[student.name], kept[teacher.name], batches, strict=True)
+        ]
+        index = torch.cat([batch["index"] for batch in batches])
+        texts = dict(zip(data.token_rows(split).index.tolist(), data.texts(split), strict=True))
+        one, other = done[student.name], done[teacher.name]
+        return disagreements(
+            task, torch.cat(distances), index, one, other, texts, data.label_names, _DISAGREEMENTS, self.texts
+        )
 
     @staticmethod
     def _times(
@@ -315,16 +307,36 @@ class CompressionReport(L.Callback):
         }
 
 
-def write_report(report: Report, folder: Path) -> None:
-    """Write ``report.json``, ``report.md`` and ``report.png``, each under its final name only when it is whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    texts = {"report.json": json.dumps(asdict(report), indent=2) + "\n", "report.md": markdown_table(report)}
-    for name, text in texts.items():
-        partial = folder / f"{name}.partial"
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, folder / name)
-    draw_chart(report, folder / "partial.report.png")
-    os.replace(folder / "partial.report.png", folder / "report.png")
+def write_report(report: Report, folder: Path) -> dict[str, Path]:
+    """Write ``report.json``, ``report.md`` and the pictures, each under its final name only when it is whole.
+
+    Returns:
+        The pictures by name.
+    """
+    write_text(folder / "report.json", report.json())
+    write_text(folder / "report.md", markdown_table(*report_table(report), report_notes(report)))
+    pictures = {"report_chart": folder / "report.png"}
+    draw_report(report, folder / "report.png")
+    if len(report.details.agreement) > 1:
+        pictures["agreement_chart"] = folder / "agreement.png"
+        draw_agreement(report, folder / "agreement.png")
+    if report.details.confusion or report.details.scores:
+        pictures["details_chart"] = folder / "details.png"
+        draw_details(report, folder / "details.png")
+    return pictures
+
+
+def _student(candidates: Sequence[_Candidate]) -> _Candidate:
+    """The float student: what is not a teacher, a baseline or quantized stands last among the float models."""
+    return next(c for c in candidates[::-1] if not c.float_name)
+
+
+def _keeping(forward: Forward, kept: list[dict[str, Tensor]]) -> Forward:
+    def run(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        kept.append(forward(inputs))
+        return kept[-1]
+
+    return run
 
 
 def _timing_batches(
@@ -348,29 +360,14 @@ def _tensor_bytes(model: torch.nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
 
 
-def _agreement(own: dict[str, Evaluation], other: dict[str, Evaluation], split: str) -> float | None:
-    """Share of equal predictions, of rows, of words or of single labels; none for scores."""
-    one, two = own[split].predictions, other[split].predictions
-    if one.is_floating_point():
-        return None
-    return (one == two)[one >= 0].float().mean().item()
-
-
 def _setting(data: Any, threads: int, latency_rows: int) -> dict[str, Any]:
-    packages = ("torch", "lightning", "transformers", "openvino", "nncf")
-    installed = {}
-    for package in packages:
-        try:
-            installed[package] = version(package)
-        except ModuleNotFoundError:
-            continue
     return {
         "data": data.describe(),
         "seed": os.environ.get("PL_GLOBAL_SEED"),
         "threads": threads,
         "latency_rows": latency_rows,
         "processor": _processor(),
-        "versions": installed,
+        "versions": installed_versions(),
     }
 
 

@@ -13,7 +13,7 @@ from lightning_kd.schedules import Schedule
 __all__ = ["LossWeightSchedule", "TemperatureSchedule"]
 
 
-class _ScheduleCallback(L.Callback):
+class ScheduleCallback(L.Callback):
     """Writes a value before every training batch, as a function of the share of the steps done."""
 
     def __init__(self, schedule: Schedule, num_steps: int | None = None) -> None:
@@ -50,7 +50,7 @@ class _ScheduleCallback(L.Callback):
         raise NotImplementedError
 
 
-class TemperatureSchedule(_ScheduleCallback):
+class TemperatureSchedule(ScheduleCallback):
     """Moves the module's temperature over the training.
 
     Args:
@@ -69,7 +69,7 @@ class TemperatureSchedule(_ScheduleCallback):
         module.temperature = value
 
 
-class LossWeightSchedule(_ScheduleCallback):
+class LossWeightSchedule(ScheduleCallback):
     """Moves the weight of one loss over the training.
 
     Args:

@@ -12,11 +12,11 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from rich.progress import track
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightning_kd._checks import InputError, RunError, expected
+from lightning_kd._progress import stage
 from lightning_kd.callbacks._fit_end import data_of, is_trial, on_rank_zero, output_path
 from lightning_kd.finite import non_finite_teacher
 from lightning_kd.logit_cache import (
@@ -137,9 +137,11 @@ class TeacherCache(L.Callback):
         own = [shard for shard in missing if shard % trainer.world_size == trainer.global_rank]
         again = "the rest of " if len(missing) < -(-len(rows) // len(writer.rows_of(0))) else ""
         rank_zero_info(f"Computing {again}the logits of teacher {name!r} for {len(rows):,} rows, once")
-        silent = trainer.progress_bar_callback is None or not trainer.is_global_zero
-        for shard in track(own, f"Teacher {name}", disable=silent, transient=True):
-            writer.write(shard, run.batches(writer.rows_of(shard), rows))
+        shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
+        with stage(f"Caching {name}", sum(len(writer.rows_of(shard)) for shard in own), "rows", shown) as progress:
+            for shard in own:
+                batches = run.batches(writer.rows_of(shard), rows)
+                writer.write(shard, (progress.passing(batch, len(batch[0])) for batch in batches))
         trainer.strategy.barrier()
         on_rank_zero(trainer, writer.finish)
         size = sum(file.stat().st_size for file in writer.folder.iterdir()) / 1e6

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lightning_kd._checks import InputError, check_range, expected
-from lightning_kd.callbacks.schedules import _ScheduleCallback
+from lightning_kd.callbacks.schedules import ScheduleCallback
 from lightning_kd.models import ModelSource, layer_list, load_config, load_trained
 from lightning_kd.module import DistillationModule
 from lightning_kd.schedules import Schedule
@@ -26,7 +26,7 @@ __all__ = ["Theseus"]
 _KINDS = ("bert", "distilbert", "roberta", "electra")
 
 
-class Theseus(_ScheduleCallback):
+class Theseus(ScheduleCallback):
     """Progressive module replacing: BERT-of-Theseus (Xu et al. 2020, arXiv 2002.02925).
 
     The teacher (the paper's predecessor) is cut into as many modules of consecutive layers as the student (the

@@ -18,12 +18,16 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lightning_kd._checks import InputError, expected, nearest
+from lightning_kd._progress import stage as progress_stage
 from lightning_kd.datamodules.batching import BatchLoader, BucketBatchSampler, Collator, TokenizedRows, loader_options
 from lightning_kd.datamodules.holdout import hold_out
 from lightning_kd.datamodules.token_cache import Chunk, cached, place_of
 from lightning_kd.models import check_folder
 
 __all__ = ["TransformerDataModule"]
+
+#: Texts that are tokenized together.
+_TOGETHER = 2_000
 
 
 class TransformerDataModule(L.LightningDataModule):
@@ -109,6 +113,7 @@ class TransformerDataModule(L.LightningDataModule):
         #: Adds to a training batch before it leaves the CPU.
         self.on_train_batch: Callable[[dict[str, Any]], dict[str, Any]] | None = None
         self._rows: dict[str, TokenizedRows] = {}
+        self._on_tokenized: Callable[[float], None] = _ignore
         self._train: tuple[Dataset, NDArray[np.int64], NDArray[np.int64]] | None = None
 
     # ---------------------------------------------------------------------------------------------- for subclasses
@@ -253,11 +258,17 @@ class TransformerDataModule(L.LightningDataModule):
         numbers = np.arange(len(rows)) if numbers is None else numbers
         if not len(numbers):
             raise InputError(f"The {name} split of {self._name()} has no rows.")
-        tokenized = self._tokenize(rows, numbers, cast(PreTrainedTokenizerBase, self.tokenizer))
-        teachers = {
-            teacher: (self._tokenize(rows, numbers, tokenizer), cast(int, tokenizer.pad_token_id))
-            for teacher, tokenizer in self.teacher_tokenizers.items()
-        }
+        shown = self.trainer is None or self.trainer.progress_bar_callback is not None
+        total = len(numbers) * (1 + len(self.teacher_tokenizers))
+        with progress_stage(f"Tokenizing {name}", total, "rows", shown) as progress:
+            self._on_tokenized = progress.advance
+            tokenized = self._tokenize(rows, numbers, cast(PreTrainedTokenizerBase, self.tokenizer))
+            teachers = {
+                teacher: (self._tokenize(rows, numbers, tokenizer), cast(int, tokenizer.pad_token_id))
+                for teacher, tokenizer in self.teacher_tokenizers.items()
+            }
+            progress.advance(total - progress.done)
+            self._on_tokenized = _ignore
         if tokenized.truncated:
             rank_zero_info(
                 f"{tokenized.truncated:,} of {len(tokenized):,} rows of {name} are cut to {self.max_length} tokens"
@@ -282,8 +293,8 @@ class TransformerDataModule(L.LightningDataModule):
 
     def _encode(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Iterator[Chunk]:
         texts = rows.select_columns(list(self.text_columns))
-        for start in range(0, len(rows), 10_000):
-            columns = texts[start : start + 10_000]
+        for start in range(0, len(rows), _TOGETHER):
+            columns = texts[start : start + _TOGETHER]
             encoded = tokenizer(
                 *(columns[column] for column in self.text_columns),
                 truncation=True,
@@ -292,6 +303,7 @@ class TransformerDataModule(L.LightningDataModule):
                 return_attention_mask=False,
             )
             tokens = {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
+            self._on_tokenized(len(encoded["input_ids"]))
             yield tokens, sum(bool(e.overflowing) for e in encoded.encodings or [])
 
     # ---------------------------------------------------------------------------------------------- loaders
@@ -388,3 +400,7 @@ class TransformerDataModule(L.LightningDataModule):
         """The data in a few words, as reports name it."""
         held_out = f"; test: {self.holdout_size:,} rows held out of train, seed {self.holdout_seed}"
         return self._name() + (held_out if self.holdout_size else "")
+
+
+def _ignore(rows: float) -> None:
+    """What is told of progress that nobody looks at."""

@@ -202,7 +202,8 @@ class NERDataModule(TransformerDataModule):
                     f"Row {number} of {self._name()} has {len(one)} words but {len(other)} tags: mend or drop it."
                 )
             tags.append(np.asarray([IGNORED] * len(one) if other is None else other, dtype=np.int64))
-        encoded = WordEncoder(tokenizer, self.max_length, self.stride, self._every_piece).encode(words)
+        encoder = WordEncoder(tokenizer, self.max_length, self.stride, self._every_piece)
+        encoded = encoder.encode(words, self._on_tokenized)
         if encoded.split_rows:
             rank_zero_info(
                 f"{encoded.split_rows:,} of {len(words):,} sentences are longer than {self.max_length} tokens and are "

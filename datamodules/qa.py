@@ -180,7 +180,8 @@ class QADataModule(TransformerDataModule):
         labels = np.asarray([self._label(row, int(i))[:2] for i, row in zip(numbers, chosen, strict=True)])
         contexts: dict[str, str] = {}
         shared = [contexts.setdefault(context, context) for context in chosen["context"]]  # one string a passage
-        encoded = PassageEncoder(tokenizer, self.max_length, self.stride).encode(list(chosen["question"]), shared)
+        encoder = PassageEncoder(tokenizer, self.max_length, self.stride)
+        encoded = encoder.encode(list(chosen["question"]), shared, self._on_tokenized)
         if encoded.split_rows:
             rank_zero_info(
                 f"{encoded.split_rows:,} of {len(chosen):,} questions are about passages longer than a window of "

@@ -1,4 +1,4 @@
-"""The command line: fit, validate, test, predict, analyze and prune from YAML, and describe."""
+"""The command line: fit, validate, test, predict, analyze and prune from YAML; describe, compare and sweep."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import sys
 import warnings
@@ -18,23 +19,27 @@ import lightning as L
 import yaml  # type: ignore[import-untyped]  # jsonargparse's
 from jsonargparse import Namespace
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from transformers.utils import logging as transformers_logging
 
-from lightning_kd import describe
+from lightning_kd import compare, describe, sweep
 from lightning_kd._checks import InputError, expected, unknown_subcommand
+from lightning_kd._secrets import mask_arguments, without_secrets
 from lightning_kd.callbacks import (
     AtomicCheckpointIO,
     CompressionReport,
     PerTask,
     PredictionWriter,
     Resume,
+    StageProgress,
     StudentExport,
     TeacherCache,
+    TrainingCurves,
 )
 from lightning_kd.callbacks._fit_end import callbacks_of
+from lightning_kd.callbacks._loggers import check_loggers, finish_loggers
 from lightning_kd.callbacks.resume import last_checkpoint
 from lightning_kd.checkpoints import check_checkpoint
 from lightning_kd.compatibility import check_strategy
@@ -52,9 +57,11 @@ _ELSEWHERE = ("best", "last", "hpc", "registry")
 
 
 #: What needs no configuration is no subcommand of Lightning's.
-_DESCRIBE = (
-    "Without a config: `describe MODEL [MODEL ...]` shows where the parameters of models are, side by side. Wrong "
-    "input is answered with one sentence; LIGHTNING_KD_TRACEBACK=1 in the environment shows where it comes from."
+_OTHERS = {"describe": describe.main, "compare": compare.main, "sweep": sweep.main}
+_EPILOG = (
+    "Without a config: `describe MODEL [MODEL ...]` shows where the parameters of models are, side by side; "
+    "`compare RUN [RUN ...]` the reports of many runs; `sweep FILE` runs the search that a W&B sweep file describes. "
+    "Wrong input is answered with one sentence; LIGHTNING_KD_TRACEBACK=1 in the environment shows where it comes from."
 )
 #: The variable that asks for tracebacks.
 _TRACEBACK = "LIGHTNING_KD_TRACEBACK"
@@ -74,6 +81,7 @@ class DistillationCLI(LightningCLI):
         first = typed[0] if isinstance(typed, list) and typed else ""
         #: The one subcommand whose options are needed; None where that is not to be seen.
         self._needed = "" if first in ("-h", "--help") else first if first in self.subcommands() else None
+        self._command = _command(args)
         super().__init__(
             MultiTaskModule if _has_tasks(args) else DistillationModule,
             L.LightningDataModule,
@@ -83,7 +91,7 @@ class DistillationCLI(LightningCLI):
             trainer_class=CompressionTrainer,
             trainer_defaults={"enable_model_summary": False},
             parser_class=_Parser,
-            parser_kwargs={"epilog": _DESCRIBE},
+            parser_kwargs={"epilog": _EPILOG},
             args=args,
         )
 
@@ -103,6 +111,7 @@ class DistillationCLI(LightningCLI):
         parser.add_lightning_class_args(StudentExport, "export")
         parser.add_lightning_class_args(CompressionReport, "report")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.add_lightning_class_args(TrainingCurves, "curves")
 
     def _parse_ckpt_path(self) -> None:
         """Check the checkpoint; unlike Lightning's, never put its hyperparameters in the place of what was typed."""
@@ -140,11 +149,19 @@ class DistillationCLI(LightningCLI):
             raise InputError(f"What the configuration describes cannot be made: {sentence}.") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        given = self._get(self.config_init, "trainer", default={})
+        callbacks = given.get("callbacks") or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        if given.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+            kwargs["callbacks"] = [*callbacks, StageProgress()]
         trainer = super().instantiate_trainer(**kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not one of the user's
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if not any(isinstance(callback, Resume) for callback in callbacks_of(trainer)):
             callbacks_of(trainer).append(Resume())
+        check_loggers(trainer.loggers)
+        if isinstance(trainer, CompressionTrainer):
+            trainer.command = self._command
         # The float student is written first: it is there, whatever a quantizer does. Teachers run over all rows last,
         # once whatever can be refused before the first batch has been.
         order = {Resume: -1, StudentExport: 0, _LogConfig: 2, TeacherCache: 3}
@@ -235,10 +252,16 @@ def _gives_tasks(config: Any) -> bool:
 
 
 class _LogConfig(SaveConfigCallback):
-    """Saves the configuration beside the logs, and sends it to the loggers, once nothing can be refused any more."""
+    """Saves the configuration beside the logs, and sends it to the loggers, once nothing can be refused any more.
+
+    What is secret in it is masked in both.
+    """
 
     #: Whether a batch has been near.
     started = False
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, *args: Any, **kwargs: Any) -> None:
+        super().__init__(parser, _masked(config), *args, **kwargs)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         pl_module._log_hyperparams = False  # they are a part of the configuration, and would come again as one
@@ -276,6 +299,24 @@ def _remove(folder: Path, root: Path, everything: bool) -> None:
         folder = folder.parent
 
 
+def _command(args: ArgsType) -> str | None:
+    """What was typed, without its secrets; None of arguments that were not typed."""
+    if args is not None and not isinstance(args, list):
+        return None
+    program = Path(sys.argv[0]).name if args is None else "lightning-kd"
+    start = ["python", program] if program.endswith(".py") else [program]
+    return shlex.join([*start, *mask_arguments(sys.argv[1:] if args is None else args)])
+
+
+def _masked(config: Any) -> Any:
+    """A copy of a parsed configuration with its secrets masked."""
+    if isinstance(config, Namespace):
+        return Namespace({name: without_secrets(_masked(value), name) for name, value in vars(config).items()})
+    if isinstance(config, dict):
+        return {name: without_secrets(_masked(value), name) for name, value in config.items()}
+    return [_masked(value) for value in config] if isinstance(config, list) else without_secrets(config)
+
+
 class _Parser(LightningArgumentParser):
     """Says what is wrong with the arguments in one sentence."""
 
@@ -293,7 +334,7 @@ class _Parser(LightningArgumentParser):
         own = None if ex is None else error_sentence(ex)
         if own is not None:
             self.exit(2, f"error: {typed.in_words(own)}\n")
-        names = [*DistillationCLI.subcommands(), "describe"]
+        names = [*DistillationCLI.subcommands(), *_OTHERS]
         if wrong := re.match(r"argument subcommand: invalid choice: '([^']*)'", message):
             sentence = unknown_subcommand(wrong[1], names)
         elif '"subcommand"' in message:
@@ -318,10 +359,10 @@ def main(args: ArgsType = None) -> None:
     typed = None
     try:
         typed = _Parser.typed = Typed(words if isinstance(words, list) else [])
-        if isinstance(words, list) and words[:1] == ["describe"]:
-            describe.main(words[1:])
+        if isinstance(words, list) and words and words[0] in _OTHERS:
+            _OTHERS[words[0]](words[1:])
         else:
-            DistillationCLI(args)
+            finish_loggers(DistillationCLI(args).trainer)
     except Exception as error:
         sentence = error_sentence(error, typed)
         ended = run_sentence(error) if sentence is None else None
@@ -335,6 +376,7 @@ def main(args: ArgsType = None) -> None:
 
 def _hush() -> None:
     """Leave out what other libraries say that nobody at a command line can act on."""
+    os.environ.setdefault("WANDB_QUIET", "true")  # where the run is, is said when it is over
     transformers_logging.set_verbosity_error()  # that a student's head starts from random weights, above all
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")

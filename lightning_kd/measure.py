@@ -40,13 +40,15 @@ class Evaluation:
 
     Attributes:
         metrics: By name.
-        predictions: ``(rows, ...)``, in the order of ``index``.
+        predictions: ``(rows, ...)``, in the order of the batches.
+        target: ``(rows, ...)``, what they are measured by.
         samples: By name, ``(200,)``: the metrics on the bootstrap samples, which are of the same rows for every model
             on the same batches: differences between two models are paired.
     """
 
     metrics: dict[str, Estimate]
     predictions: Tensor
+    target: Tensor
     samples: dict[str, np.ndarray]
 
 
@@ -84,6 +86,7 @@ def evaluate(
     return Evaluation(
         {name: Estimate(value, float(np.std(samples[name], ddof=1))) for name, value in values.items()},
         predicted,
+        target,
         samples,
     )
 

@@ -343,7 +343,11 @@ class DistillationModule(L.LightningModule):
         settings["train/weight/hard"] = self.hard_label_weight
         if self.losses:
             settings["train/temperature"] = self.temperature
-        settings["train/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+        groups = self.trainer.optimizers[0].param_groups
+        first = groups[0].get("initial_lr")
+        for i, group in enumerate(groups):
+            if i == 0 or group.get("initial_lr") != first:
+                settings[f"train/lr/{i}" if i else "train/lr"] = group["lr"]
         self.log_dict({name: torch.tensor(float(value)) for name, value in settings.items()})
 
     def _evaluate(self, batch: dict[str, Tensor], dataloader_idx: int) -> None:

@@ -43,6 +43,9 @@ __all__ = ["CompressionTrainer"]
 class CompressionTrainer(L.Trainer):
     """Lightning's trainer with two more things to run, which the command line offers as subcommands."""
 
+    #: What was typed to start it; None of a run from Python.
+    command: str | None = None
+
     def analyze(
         self,
         model: DistillationModule,

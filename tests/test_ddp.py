@@ -5,10 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
-import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from transformers import AutoConfig
+
+from offline_run import read_offline_run
 
 pytestmark = pytest.mark.slow
 
@@ -179,51 +179,6 @@ def test_evaluation_counts_every_row_once(fitted: Run, tmp_path: Path) -> None:
     assert rows == pytest.approx(round(rows), abs=1e-3)
     report = json.loads((fitted.root / "report.json").read_text())
     assert report["rows"][1]["metrics"]["validation"]["accuracy"]["value"] == found[0]["val/accuracy"]
-
-
-@dataclass(frozen=True)
-class OfflineRun:
-    """What an offline run has recorded for W&B."""
-
-    config: dict[str, Any]
-    history: list[dict[str, Any]]
-
-
-def records(file: Path) -> Iterator[bytes]:
-    """The records of a `.wandb` file: W&B's 7 bytes, then LevelDB's log format in blocks of 32 KiB."""
-    content, position, whole = file.read_bytes(), 7, b""
-    assert content[:4] == b":W&B"
-    while position + 7 <= len(content):
-        left = 32768 - position % 32768
-        if left < 7:  # too small for a header: padding
-            position += left
-            continue
-        _, length, part = struct.unpack_from("<IHB", content, position)
-        whole += content[position + 7 : position + 7 + length]
-        position += 7 + length
-        if part in (1, 4):  # the whole record, or its last part
-            yield whole
-            whole = b""
-
-
-def read_offline_run(folder: Path) -> OfflineRun:
-    """What W&B would send."""
-    from wandb.proto import wandb_internal_pb2
-
-    [file] = folder.rglob("*.wandb")
-    config: dict[str, Any] = {}
-    history: list[dict[str, Any]] = []
-    for data in records(file):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        kind = record.WhichOneof("record_type")
-        updates = record.config.update if kind == "config" else record.run.config.update if kind == "run" else ()
-        for item in updates:
-            config[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
-        if kind == "history":
-            items = record.history.item
-            history.append({item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items})
-    return OfflineRun(config, history)
 
 
 def test_wandb_has_the_configuration_and_the_report(fitted: Run, teacher: Path) -> None:

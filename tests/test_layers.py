@@ -15,6 +15,8 @@ from source_tree import ROOT, modules
 LAYERS: dict[str, float] = {
     "outputs": 0,
     "_checks": 0,
+    "_secrets": 0,
+    "_progress": 0,
     "folders": 0.5,
     "schedules": 1,
     "models": 1,
@@ -37,7 +39,13 @@ LAYERS: dict[str, float] = {
     "multi_task": 2.2,
     "runner": 2,
     "measure": 2,
+    "report": 2.1,
+    "details": 2.2,
+    "charts": 2.2,
+    "model_card": 2.2,
     "describe": 2.4,
+    "compare": 2.4,
+    "sweep": 2.4,
     "lightning_kd": 2.5,  # the package's own __init__, which offers what is below it
     "callbacks": 3,
     "datamodules": 3,

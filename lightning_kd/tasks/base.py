@@ -108,6 +108,19 @@ class Task(ABC):
     ) -> list[dict[str, Any]]:
         """One JSON-able record a row, as ``predict`` writes it."""
 
+    def show(
+        self, outcome: Tensor, texts: Sequence[Any] | None, label_names: Sequence[str] | None, other: Tensor
+    ) -> str:
+        """One row of what :meth:`outcomes` gives, in words.
+
+        Args:
+            outcome: A prediction or a true label.
+            texts: What the model read, one for each of the data's text columns; None if it must not be shown.
+            label_names: The labels; ``None`` stands for scores.
+            other: Another outcome of the same row, for tasks that show what is different in it.
+        """
+        return f"{outcome.item():.4f}" if label_names is None else label_names[int(outcome)]
+
     def encode(self, texts: Sequence[Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         """A batch of texts to predict on."""
         # on the side on which students are trained to have it

@@ -73,3 +73,8 @@ class MultiLabelClassification(SequenceClassification):
             found = [{"label": names[i], "score": score} for i, score in enumerate(scores) if score > 0.5]
             records.append({"labels": sorted(found, key=lambda label: -label["score"])})
         return records
+
+    def show(
+        self, outcome: Tensor, texts: Sequence[Any] | None, label_names: Sequence[str] | None, other: Tensor
+    ) -> str:
+        return ", ".join(name for name, has in zip(label_names or [], outcome.tolist(), strict=True) if has == 1)

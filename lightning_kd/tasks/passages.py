@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,8 +83,19 @@ class PassageEncoder:
             raise expected("max_length", f"above {taken} (the stride, the special tokens and a question)", max_length)
         self.stride = stride
 
-    def encode(self, questions: Sequence[str], contexts: Sequence[str]) -> EncodedPassages:
-        """The windows of questions and their passages; a passage of several questions is tokenized once."""
+    def encode(
+        self,
+        questions: Sequence[str],
+        contexts: Sequence[str],
+        on_done: Callable[[float], None] = lambda rows: None,
+    ) -> EncodedPassages:
+        """The windows of questions and their passages; a passage of several questions is tokenized once.
+
+        Args:
+            questions: One a row.
+            contexts: The passage of each.
+            on_done: Told how many rows more are done.
+        """
         asked, read = self._tokenize(questions), self._tokenize(contexts)
         columns: dict[str, list[NDArray[np.int32]]] = {"input_ids": [], "char_starts": [], "char_ends": []}
         if "token_type_ids" in self.tokenizer.model_input_names:
@@ -110,6 +121,7 @@ class PassageEncoder:
                 if "token_type_ids" in columns:
                     columns["token_type_ids"].append(np.repeat(np.asarray(self.types, dtype=np.int32), sizes))
                 lengths.append(sum(sizes))
+            on_done(1)
         return EncodedPassages(
             {name: np.concatenate(parts) for name, parts in columns.items()},
             offsets=np.cumsum([0, *lengths], dtype=np.int64),

@@ -245,6 +245,14 @@ class QuestionAnswering(Task):
         places = (spans.starts << 32 | spans.ends).masked_fill(silent, 0)
         return places, self._scores(texts, batch).to(places.device)
 
+    def show(
+        self, outcome: Tensor, texts: Sequence[Any] | None, label_names: Sequence[str] | None, other: Tensor
+    ) -> str:
+        start, end = int(outcome) >> 32, int(outcome) & 0xFFFFFFFF
+        if start == end or int(outcome) < 0:
+            return "no answer"
+        return texts[-1][start:end] if texts else f"characters {start} to {end}"
+
     def null_outcomes(self, logits: Mapping[str, Tensor], batch: Mapping[str, Any]) -> Tensor:
         """What a threshold is found by, ``(rows, 3)`` float64.
 

@@ -191,6 +191,15 @@ class TokenClassification(Task):
     def outcomes(self, logits: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         return by_word(logits["logits"].argmax(-1), batch), by_word(batch["labels"], batch)
 
+    def show(
+        self, outcome: Tensor, texts: Sequence[Any] | None, label_names: Sequence[str] | None, other: Tensor
+    ) -> str:
+        """The tags that differ, behind their words or, without texts, their numbers."""
+        words, names = texts[0] if texts else None, label_names or []
+        width = min(len(outcome), len(other))
+        differ = ((outcome[:width] != other[:width]) & (outcome[:width] >= 0)).nonzero()[:, 0].tolist()
+        return ", ".join(f"{words[i] if words else i}: {names[int(outcome[i])]}" for i in differ)
+
     transfers_tokens: ClassVar[bool] = True
 
     def transfer(self, name: str, values: Tensor, own: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -128,15 +128,22 @@ class WordEncoder:
         self.stride = stride
         self.every_piece = every_piece
 
-    def encode(self, rows: Sequence[Sequence[str]]) -> EncodedWords:
-        """The windows of rows of words. A word that the tokenizer drops is read as its unknown token."""
+    def encode(
+        self, rows: Sequence[Sequence[str]], on_done: Callable[[float], None] = lambda rows: None
+    ) -> EncodedWords:
+        """The windows of rows of words. A word that the tokenizer drops is read as its unknown token.
+
+        Args:
+            rows: Words.
+            on_done: Told how many rows more are done.
+        """
         ids: list[int] = []
         words: list[int] = []
         lengths: list[int] = []
         counts: list[int] = []
         all_pieces: list[NDArray[np.int32]] = []
-        for start in range(0, len(rows), 10_000):
-            part = [list(row) for row in rows[start : start + 10_000]]
+        for start in range(0, len(rows), 2_000):
+            part = [list(row) for row in rows[start : start + 2_000]]
             encodings = self.tokenizer(part, is_split_into_words=True, add_special_tokens=False).encodings or []
             for row, encoding in zip(part, encodings, strict=True):
                 tokens, pieces = self._with_every_word(row, encoding.ids, encoding.word_ids, encoding.offsets)
@@ -154,6 +161,7 @@ class WordEncoder:
                     words += [-1] * len(self.prefix) + window + [-1] * len(self.suffix)
                     lengths.append(len(self.prefix) + high - low + len(self.suffix))
                 counts.append(len(lengths) - before)
+            on_done(len(part))
         arrays = {"input_ids": np.asarray(ids, dtype=np.int32), "words": np.asarray(words, dtype=np.int32)}
         if "token_type_ids" in self.tokenizer.model_input_names:
             arrays["token_type_ids"] = np.zeros(len(ids), dtype=np.int32)

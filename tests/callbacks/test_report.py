@@ -24,8 +24,8 @@ from torch import Tensor
 from lightning_kd import DistillationModule, InputError, ModelSource, Runner
 from lightning_kd.callbacks import CompressionReport, QuantizationCallback, StudentExport
 from lightning_kd.callbacks import report as report_module
-from lightning_kd.callbacks._drawing import _label_offsets
 from lightning_kd.callbacks.report import Report
+from lightning_kd.charts import _label_offsets
 from lightning_kd.datamodules import GLUEDataModule
 from lightning_kd.quantization import DynamicInt8
 
@@ -167,7 +167,8 @@ def test_chart_is_drawn(run: Run) -> None:
     ink = (pixels[..., :3] < 0.9).any(-1)
     assert 0.005 < ink.mean() < 0.5
     assert len(torch.unique(torch.from_numpy(pixels[..., 0].copy()))) > 20
-    assert sorted(p.name for p in run.folder.iterdir()) == ["report.json", "report.md", "report.png"]
+    pictures = ["agreement.png", "details.png", "report.json", "report.md", "report.png"]
+    assert sorted(p.name for p in run.folder.iterdir()) == pictures
 
 
 @example([(0, 0, 15), (31, 0, 15)])
