@@ -2,6 +2,7 @@
 
 from lightning_kd.callbacks.distillation_loss import DistillationLossCallback
 from lightning_kd.callbacks.export import StudentExport
+from lightning_kd.callbacks.gradual_pruning import GradualPruning
 from lightning_kd.callbacks.null_threshold import NullThreshold
 from lightning_kd.callbacks.predictions import GLUESubmission, PredictionWriter
 from lightning_kd.callbacks.quantization import QuantizationCallback
@@ -14,6 +15,7 @@ __all__ = [
     "CompressionReport",
     "DistillationLossCallback",
     "GLUESubmission",
+    "GradualPruning",
     "LossWeightSchedule",
     "NullThreshold",
     "PredictionWriter",

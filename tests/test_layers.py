@@ -21,6 +21,7 @@ LAYERS: dict[str, float] = {
     "optim": 1,
     "tasks": 1,
     "ensemble": 1,
+    "cutting": 1.25,
     "logit_cache": 1.5,
     "losses": 1,
     "quantization": 1,

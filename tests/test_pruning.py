@@ -18,8 +18,9 @@ from transformers import (
 )
 
 from lightning_kd import InputError
+from lightning_kd.cutting import check_prunable
 from lightning_kd.models import count_parameters, keep_layers
-from lightning_kd.pruning import Importance, Shape, check_prunable, importance, narrow, search_layers
+from lightning_kd.pruning import Importance, Shape, importance, narrow, search_layers
 from lightning_kd.tasks import QuestionAnswering, SequenceClassification, Task, TokenClassification
 
 TinyModel = Callable[..., Path]
