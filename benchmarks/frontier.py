@@ -103,7 +103,7 @@ def train(name: str, options: Any, out: Path) -> Path:
     if options.steps:
         given |= {"trainer.max_steps": options.steps}
     if student.prune:
-        given["model.student.path"] = pruned(student.prune, options, run / "pruned")
+        given["model.student.path"] = pruned(student.prune, options.data, options.teacher, run / "pruned")
     elif "model.student.keep_layers" in student.options:
         given["model.student.path"] = options.teacher
     else:
@@ -120,10 +120,10 @@ def train(name: str, options: Any, out: Path) -> Path:
     return run / "student"
 
 
-def pruned(cut: Mapping[str, Any], options: Any, folder: Path) -> Path:
+def pruned(cut: Mapping[str, Any], data: str, teacher: Path, folder: Path) -> Path:
     """The folder of a cut teacher, made unless it is there."""
     if not folder.is_dir():
-        given = {"config": "configs/sst2/prune.yaml", "data.path": options.data, "model.student.path": options.teacher}
+        given = {"config": "configs/sst2/prune.yaml", "data.path": data, "model.student.path": teacher}
         cleared = {"keep_layers": "null", "intermediate_size": "null", "vocabulary": "false"}  # what the config cuts
         arguments = [f"--{key}={value}" for key, value in {**given, **cleared, **cut, "path": folder}.items()]
         done = subprocess.run(

@@ -114,7 +114,7 @@ class GradualPruning(_ScheduleCallback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        due = min(self.num_cuts, 1 + trainer.global_step * self.num_cuts // self.steps)
+        due = min(self.num_cuts, 1 + int(trainer.global_step * self.num_cuts // self.steps))
         if due > self.done:
             self._cut_to(due, trainer, pl_module)
 
