@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from torch import Tensor
 
 from _common import ROOT, fit, parser, report, setting
@@ -118,6 +119,12 @@ def train(name: str, options: Any, out: Path) -> Path:
     ]
     fit(f"configs/sst2/{student.config}", run, callbacks, **{**student.options, **given, "report.teacher": "false"})
     return run / "student"
+
+
+def trained_for(run: Path) -> dict[str, Any]:
+    """Epochs and steps that a student was given, as its run has kept them; -1 is no limit."""
+    trainer = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["trainer"]
+    return {"epochs": trainer["max_epochs"], "steps": trainer["max_steps"]}
 
 
 def pruned(cut: Mapping[str, Any], data: str, teacher: Path, folder: Path) -> Path:
@@ -257,6 +264,8 @@ def main() -> None:
         speed = times(whole, made, options.quick)
         for form in made.forwards:
             row = {"model": name, "form": form, "parameters": made.parameters, "bytes": made.sizes[form]}
+            if name != TEACHER:
+                row |= trained_for(out / slug(name))
             row |= {"smaller": whole.sizes[FLOAT] / made.sizes[form], **accuracy[form], **speed[form]}
             first = rows[0]["held out"] if rows else row["held out"]
             rows.append(row | {"kept": row["held out"] / first})
