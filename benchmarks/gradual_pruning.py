@@ -75,7 +75,7 @@ def main() -> None:
     cache = str((options.cache or out / "teacher_cache").resolve())
     cached = {"class_path": "lightning_kd.callbacks.TeacherCache", "init_args": {"path": cache}}
     table: list[dict[str, Any]] = []
-    for size, way in [(WHOLE, "whole"), *((size, way) for size in sizes for way in ("one-shot", "gradual"))]:
+    for size, way in [*((size, way) for size in sizes for way in ("one-shot", "gradual")), (WHOLE, "whole")]:
         own: dict[str, Any] = {"model.student.path": teacher}
         callbacks = [cached]
         if way == "one-shot":
