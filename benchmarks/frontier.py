@@ -60,8 +60,9 @@ def _layers(*kept: int) -> Student:
     return Student("student.yaml", {"model.student.keep_layers": list(kept), "trainer.max_epochs": 2})
 
 
-def _pruned(**cut: Any) -> Student:
-    return Student("smallest.yaml", prune=cut)
+def _pruned(layers: list[int], neurons: int, hard: float = 0.0, **cut: Any) -> Student:
+    cut = {"keep_layers": layers, "intermediate_size": neurons, "vocabulary": True, **cut}
+    return Student("smallest.yaml", {"model.hard_label_weight": hard}, cut)
 
 
 #: By name, in the order of the table.
@@ -69,12 +70,11 @@ STUDENTS = {
     "4 layers": _layers(0, 1, 2, 4),
     "3 layers": _layers(0, 2, 4),
     "2 layers": _layers(0, 2),
-    "3 layers, 384 neurons, fewer tokens": _pruned(keep_layers=[0, 2, 4], intermediate_size=384, vocabulary=True),
-    "3 layers, width 192, fewer tokens": _pruned(
-        keep_layers=[0, 2, 4], intermediate_size=384, hidden_size=192, vocabulary=True
-    ),
-    "2 layers, 768 neurons, fewer tokens": _pruned(keep_layers=[0, 2], intermediate_size=768, vocabulary=True),
-    "1 layer, 768 neurons, fewer tokens": _pruned(keep_layers=[0], intermediate_size=768, vocabulary=True),
+    "3 layers, 384 neurons, fewer tokens": _pruned([0, 2, 4], 384),
+    "3 layers, 384 neurons, width 192, fewer tokens": _pruned([0, 2, 4], 384, hidden_size=192),
+    "2 layers, 768 neurons, fewer tokens": _pruned([0, 2], 768),
+    "2 layers, 768 neurons, fewer tokens, hard labels too": _pruned([0, 2], 768, hard=1.0),
+    "1 layer, 768 neurons, fewer tokens": _pruned([0], 768),
     "BiGRU": Student("bigru.yaml"),
     "CNN": Student("cnn.yaml"),
 }
