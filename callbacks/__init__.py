@@ -4,6 +4,7 @@ from lightning_kd.callbacks.checkpoint_io import AtomicCheckpointIO
 from lightning_kd.callbacks.curves import TrainingCurves
 from lightning_kd.callbacks.distillation_loss import DistillationLossCallback
 from lightning_kd.callbacks.export import SentenceEncoderExport, StudentExport
+from lightning_kd.callbacks.gradual_pruning import GradualPruning
 from lightning_kd.callbacks.null_threshold import NullThreshold
 from lightning_kd.callbacks.per_task import PerTask
 from lightning_kd.callbacks.predictions import GLUESubmission, PredictionWriter
@@ -20,6 +21,7 @@ __all__ = [
     "CompressionReport",
     "DistillationLossCallback",
     "GLUESubmission",
+    "GradualPruning",
     "LossWeightSchedule",
     "NullThreshold",
     "PerTask",

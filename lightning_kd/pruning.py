@@ -1,8 +1,7 @@
-"""A smaller model out of a trained one: which neurons, heads and dimensions matter, and a model of those alone."""
+"""A smaller model out of a trained one: which layers, neurons, heads and dimensions matter."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,53 +13,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_kd._checks import InputError, expected
-from lightning_kd.models import keep_layers, layer_list
+from lightning_kd.cutting import Kept, cut, layers_of, parts_of
+from lightning_kd.models import keep_layers
 from lightning_kd.tasks import Task
 
 __all__ = [
     "Importance",
     "Shape",
-    "check_prunable",
+    "choose",
     "importance",
-    "named_tokens",
     "narrow",
-    "reduce_embeddings",
     "search_layers",
 ]
-
-
-@dataclass(frozen=True)
-class _LayerParts:
-    """Where a layer has its parts, and the configuration its width."""
-
-    query: str
-    key: str
-    value: str
-    attention_output: str
-    up: str
-    down: str
-    width: str = "intermediate_size"
-
-
-_BERT = _LayerParts(
-    query="attention.self.query",
-    key="attention.self.key",
-    value="attention.self.value",
-    attention_output="attention.output.dense",
-    up="intermediate.dense",
-    down="output.dense",
-)
-_DISTILBERT = _LayerParts(
-    query="attention.q_lin",
-    key="attention.k_lin",
-    value="attention.v_lin",
-    attention_output="attention.out_lin",
-    up="ffn.lin1",
-    down="ffn.lin2",
-    width="hidden_dim",
-)
-#: By model type.
-_PARTS = {"bert": _BERT, "roberta": _BERT, "electra": _BERT, "distilbert": _DISTILBERT}
 
 
 @dataclass(frozen=True)
@@ -103,7 +67,7 @@ class Shape:
         Raises:
             InputError: If a width is above the model's own, or is one that a plain configuration cannot say.
         """
-        config, own = model.config, getattr(model.config, _parts_of(model).width)
+        config, own = model.config, getattr(model.config, parts_of(model).width)
         head_size = config.hidden_size // config.num_attention_heads
         for name, value, most in (
             ("intermediate_size", self.intermediate_size, own),
@@ -132,30 +96,6 @@ class Shape:
             raise expected("hidden_size", f"other than the embedding_size, {embedding}", self.hidden_size, way_out)
 
 
-def check_prunable(model: PreTrainedModel) -> None:
-    """Refuse a model whose parts are not known.
-
-    Raises:
-        InputError: By the name of its kind.
-    """
-    _parts_of(model)
-
-
-def _parts_of(model: PreTrainedModel) -> _LayerParts:
-    kind = model.config.model_type
-    if kind not in _PARTS:
-        raise InputError(
-            f"Expected `prune` to be given one of {', '.join(_PARTS)}, but got a model of the type {kind}: set "
-            "model.student.config and from_scratch: true for a small student of that type."
-        )
-    return _PARTS[kind]
-
-
-def _layers_of(model: PreTrainedModel) -> tuple[str, Any]:
-    stem = layer_list(model, "prune")
-    return stem, model.get_submodule(stem)
-
-
 # -------------------------------------------------------------------------------------------------- importance
 
 
@@ -168,18 +108,19 @@ def importance(model: PreTrainedModel, task: Task, batches: Iterable[Mapping[str
     second feed-forward layer.
 
     Args:
-        model: In eval mode, on the CPU.
+        model: In eval mode.
         task: The model's.
         batches: Labelled batches.
 
     Raises:
         InputError: If the model's parts are not known.
     """
-    parts = _parts_of(model)
-    _, layers = _layers_of(model)
+    parts = parts_of(model)
+    _, layers = layers_of(model)
     depth, heads = len(layers), model.config.num_attention_heads
     totals: list[Tensor] = []
-    for batch in batches:
+    for each in batches:
+        batch = {name: value.to(model.device) for name, value in each.items() if isinstance(value, Tensor)}
         inputs = task.model_inputs(batch)
         rows = len(inputs["input_ids"])
         gates: list[Tensor] = []  # in the order of the places: neurons, heads, hidden
@@ -188,7 +129,7 @@ def importance(model: PreTrainedModel, task: Task, batches: Iterable[Mapping[str
         places += [(layer.get_submodule(parts.down), width, 1) for layer in layers]
         places += [(layer.get_submodule(parts.attention_output), heads, hidden // heads) for layer in layers]
         places += [(layer, hidden, 1) for layer in layers]
-        with _gated(places, layers[-1], hidden, rows, gates), torch.enable_grad():
+        with _gated(places, layers[-1], rows, gates, model), torch.enable_grad():
             loss = task.hard_label_loss(task.logits(model(**inputs)), batch)
             slopes = torch.autograd.grad(loss * rows, gates)  # a mean over rows: the sum weighs batches of any size
         found = [slope.abs().sum((0, 1)).double() for slope in slopes]
@@ -202,12 +143,16 @@ def importance(model: PreTrainedModel, task: Task, batches: Iterable[Mapping[str
 
 @contextmanager
 def _gated(
-    places: Sequence[tuple[nn.Module, int, int]], last: nn.Module, hidden: int, rows: int, gates: list[Tensor]
+    places: Sequence[tuple[nn.Module, int, int]],
+    last: nn.Module,
+    rows: int,
+    gates: list[Tensor],
+    model: PreTrainedModel,
 ) -> Iterator[None]:
     """Multiply what goes into each of ``places``, and what comes out of ``last``, by gates that are 1 in every row."""
     handles = []
-    for _, count, _ in [*places, (last, hidden, 1)]:
-        gates.append(torch.ones(rows, 1, count, requires_grad=True))
+    for count in [*(count for _, count, _ in places), model.config.hidden_size]:
+        gates.append(torch.ones(rows, 1, count, requires_grad=True, device=model.device, dtype=model.dtype))
 
     def at_input(gate: Tensor, size: int) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -287,75 +232,34 @@ def narrow(model: PreTrainedModel, shape: Shape, scores: Importance) -> PreTrain
         InputError: If the shape does not fit the model.
     """
     shape.check(model)
-    parts, config = _parts_of(model), copy.deepcopy(model.config)
-    stem, layers = _layers_of(model)
-    chosen: dict[tuple[str, int], Tensor] = {}  # by the parameter's name and axis
-    hidden = torch.empty(0, dtype=torch.long)
-    if shape.intermediate_size is not None:
-        setattr(config, parts.width, shape.intermediate_size)
-        for i in range(len(layers)):
-            neurons = _top(scores.neurons[i], shape.intermediate_size)
-            chosen[f"{stem}.{i}.{parts.up}.weight", 0] = chosen[f"{stem}.{i}.{parts.up}.bias", 0] = neurons
-            chosen[f"{stem}.{i}.{parts.down}.weight", 1] = neurons
-    if shape.hidden_size is not None:
-        size = config.hidden_size // config.num_attention_heads
-        hidden = _top(scores.hidden.sum(0), shape.hidden_size)
-        if getattr(config, "embedding_size", None) == config.hidden_size:
-            config.embedding_size = shape.hidden_size
-        config.hidden_size, config.num_attention_heads = shape.hidden_size, shape.hidden_size // size
-        for i in range(len(layers)):
-            heads = _top(scores.heads[i], config.num_attention_heads)
-            inside = (heads.unsqueeze(1) * size + torch.arange(size)).flatten()
-            for name in (parts.query, parts.key, parts.value):
-                chosen[f"{stem}.{i}.{name}.weight", 0] = chosen[f"{stem}.{i}.{name}.bias", 0] = inside
-            chosen[f"{stem}.{i}.{parts.attention_output}.weight", 1] = inside
-    return _cut(model, config, chosen, hidden)
+    size = model.config.hidden_size // model.config.num_attention_heads
+    heads = None if shape.hidden_size is None else shape.hidden_size // size
+    return cut(model, choose(scores, shape.intermediate_size, heads, shape.hidden_size))
 
 
-def reduce_embeddings(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
-    """A new model that reads the ``kept`` tokens alone, renumbered by their place.
+def choose(
+    scores: Importance, neurons: int | None, heads: int | None, hidden: int | None, among: Kept | None = None
+) -> Kept:
+    """The most important parts: neurons and heads of each layer, dimensions of the whole residual stream.
 
     Args:
-        model: Any encoder.
-        kept: Numbers of tokens, ascending, those that the configuration names among them.
+        scores: Of the layers.
+        neurons: How many stay in each layer; all unless given.
+        heads: How many stay in each layer; all unless given.
+        hidden: How many dimensions stay; all unless given.
+        among: What has stayed so far; nothing else is chosen.
     """
-    config = copy.deepcopy(model.config)
-    number = {old: new for new, old in enumerate(kept)}
-    config.vocab_size = len(kept)
-    for name, value in list(vars(config).items()):
-        if name.endswith("_token_id") and value is not None:
-            setattr(config, name, number.get(value))
-    embeddings = model.get_input_embeddings()
-    name = next(name for name, module in model.named_modules() if module is embeddings)
-    return _cut(model, config, {(f"{name}.weight", 0): torch.tensor(kept)}, torch.empty(0))
 
+    def top(values: Tensor, count: int | None, left: Tensor | None) -> Tensor | None:
+        if count is None:
+            return None
+        if left is not None:
+            values = torch.full_like(values, -1).scatter(-1, left, values.gather(-1, left))  # below every importance
+        return values.topk(count).indices.sort(-1).values
 
-def named_tokens(model: PreTrainedModel) -> set[int]:
-    """Numbers of the tokens that a model itself refers to: those of its configuration.
-
-    RoBERTa counts positions from the padding token's number on, which stays what it is with all that is below it.
-    """
-    named = {value for name, value in vars(model.config).items() if name.endswith("_token_id")}
-    first = getattr(model.base_model.embeddings, "padding_idx", None)
-    if first is not None:
-        named.update(range(first + 1))
-    return {value for value in named if isinstance(value, int) and 0 <= value < model.config.vocab_size}
-
-
-def _top(scores: Tensor, count: int) -> Tensor:
-    return scores.topk(count).indices.sort().values
-
-
-def _cut(model: PreTrainedModel, config: Any, chosen: Mapping[tuple[str, int], Tensor], hidden: Tensor) -> Any:
-    """A new model of the shape of ``config``: of each axis that became shorter, what is chosen or else ``hidden``."""
-    attention = config._attn_implementation
-    smaller = type(model)._from_config(config, dtype=model.dtype, attn_implementation=attention)
-    old, state = model.state_dict(), {}
-    for name, new in smaller.state_dict().items():
-        value = old[name]
-        for axis in range(value.ndim):
-            if value.shape[axis] != new.shape[axis]:
-                value = value.index_select(axis, chosen.get((name, axis), hidden).to(value.device))
-        state[name] = value
-    smaller.load_state_dict(state)
-    return smaller.train(model.training)
+    left = among or Kept()
+    return Kept(
+        top(scores.neurons, neurons, left.neurons),
+        top(scores.heads, heads, left.heads),
+        top(scores.hidden.sum(0), hidden, left.hidden),
+    )

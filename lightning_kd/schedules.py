@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from lightning_kd._checks import check_positive, expected
 
-__all__ = ["Constant", "Cosine", "Exponential", "Linear", "Piecewise", "Schedule", "Step"]
+__all__ = ["Constant", "Cosine", "Cubic", "Exponential", "Linear", "Piecewise", "Schedule", "Step"]
 
 
 class Schedule(ABC):
@@ -69,6 +69,24 @@ class Cosine(Schedule):
 
     def __call__(self, progress: float) -> float:
         return self.end + (self.start - self.end) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True)
+class Cubic(Schedule):
+    """From ``start`` to ``end``, fast at first: ``end + (start - end) * (1 - progress)^3``.
+
+    The course of sparsity in gradual pruning (Zhu and Gupta 2017, arXiv 1710.01878).
+
+    Example:
+        >>> Cubic(0.0, 1.0)(0.5)
+        0.875
+    """
+
+    start: float
+    end: float
+
+    def __call__(self, progress: float) -> float:
+        return self.end + (self.start - self.end) * (1.0 - progress) ** 3
 
 
 @dataclass(frozen=True)

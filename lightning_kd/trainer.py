@@ -16,21 +16,14 @@ from transformers import PreTrainedModel
 from lightning_kd._checks import InputError, expected
 from lightning_kd.callbacks._fit_end import check_output, write_folder
 from lightning_kd.compatibility import check_labels
+from lightning_kd.cutting import check_prunable, named_tokens, reduce_embeddings
 from lightning_kd.describe import parts_of, table_of
 from lightning_kd.folders import FORMAT
 from lightning_kd.measure import evaluate
 from lightning_kd.models import ModelSource, freeze, load_trained
 from lightning_kd.models import keep_layers as keep
 from lightning_kd.module import DistillationModule
-from lightning_kd.pruning import (
-    Shape,
-    check_prunable,
-    importance,
-    named_tokens,
-    narrow,
-    reduce_embeddings,
-    search_layers,
-)
+from lightning_kd.pruning import Shape, importance, narrow, search_layers
 from lightning_kd.quantization.analysis import Activations, Granularity, QuantizationScheme, analyze
 from lightning_kd.quantization.analysis_report import draw_heat_map, print_worst, write_csv
 from lightning_kd.runner import forward_of

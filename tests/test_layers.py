@@ -25,6 +25,7 @@ LAYERS: dict[str, float] = {
     "sharing": 1,
     "tasks": 1,
     "ensemble": 1,
+    "cutting": 1.25,
     "logit_cache": 1.5,
     "losses": 1,
     "quantization": 1,

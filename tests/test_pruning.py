@@ -18,8 +18,9 @@ from transformers import (
 )
 
 from lightning_kd import InputError
+from lightning_kd.cutting import Kept, check_prunable
 from lightning_kd.models import count_parameters, keep_layers
-from lightning_kd.pruning import Importance, Shape, check_prunable, importance, narrow, search_layers
+from lightning_kd.pruning import Importance, Shape, choose, importance, narrow, search_layers
 from lightning_kd.tasks import QuestionAnswering, SequenceClassification, Task, TokenClassification
 
 TinyModel = Callable[..., Path]
@@ -298,6 +299,21 @@ def test_kept_are_the_most_important(tiny_model: TinyModel, family: str) -> None
         assert torch.equal(after["value"].bias, before["value"].bias[inside])
         assert torch.equal(after["out"].weight, before["out"].weight[dims][:, inside])
     assert smaller.config.num_attention_heads == 3
+
+
+def test_what_is_gone_does_not_come_back() -> None:
+    """Stops a part from being chosen again once its importance rises, or is 0 as that of the last ones left."""
+    scores = Importance(torch.tensor([[0.1, 0.9, 0.0, 0.5]]), torch.tensor([[0.0, 0.7]]), torch.tensor([[0.9, 0.0]]))
+    among = Kept(torch.tensor([[0, 2, 3]]), torch.tensor([[0]]), torch.tensor([1]))
+    found = choose(scores, 2, 1, 1, among)
+    assert [part.tolist() for part in (found.neurons, found.heads, found.hidden) if part is not None] == [
+        [[0, 3]],
+        [[0]],
+        [1],
+    ]
+    neurons = choose(scores, 3, None, None, among).neurons
+    assert neurons is not None and neurons.tolist() == [[0, 2, 3]]
+    assert choose(scores, None, None, None, among) == Kept()
 
 
 def test_layers_and_neurons_together(tiny_model: TinyModel) -> None:

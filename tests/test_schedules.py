@@ -15,14 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_kd import InputError
-from lightning_kd.schedules import Constant, Cosine, Exponential, Linear, Piecewise, Schedule, Step
+from lightning_kd.schedules import Constant, Cosine, Cubic, Exponential, Linear, Piecewise, Schedule, Step
 
 values = st.floats(-100, 100)
 shares = st.floats(0, 1)
-ramps = st.sampled_from([Linear, Cosine])
+ramps = st.sampled_from([Linear, Cosine, Cubic])
+symmetric = st.sampled_from([Linear, Cosine])
 
 
-@given(ramp=ramps, start=values, end=values)
+@given(ramp=symmetric, start=values, end=values)
 def test_endpoints(ramp: type[Linear], start: float, end: float) -> None:
     """Stops start and end from being swapped, and a schedule that never arrives."""
     schedule = ramp(start, end)
@@ -47,6 +48,7 @@ def test_formulas(start: float, end: float, progress: float) -> None:
     wave = (1 - math.cos(math.pi * progress)) / 2
     assert Linear(start, end)(progress) == pytest.approx((1 - progress) * start + progress * end, abs=1e-9)
     assert Cosine(start, end)(progress) == pytest.approx((1 - wave) * start + wave * end, abs=1e-9)
+    assert Cubic(start, end)(progress) == pytest.approx(start + (1 - (1 - progress) ** 3) * (end - start), abs=1e-9)
     assert Constant(start)(progress) == start
 
 
@@ -64,6 +66,7 @@ def test_cosine_is_flat_at_the_ends() -> None:
         Constant(2.0),
         Linear(8.0, 2.0),
         Cosine(8.0, 2.0),
+        Cubic(8.0, 2.0),
         Exponential(8.0, 2.0),
         Step([3.0, 1.0], [0.5]),
         Piecewise([3.0, 1.0], [0.2, 0.7]),

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from lightning_kd import InputError
-from lightning_kd.pruning import named_tokens, reduce_embeddings
+from lightning_kd.cutting import named_tokens, reduce_embeddings
 from lightning_kd.vocabulary import compare, kept_tokens, save_reduced
 from tests.conftest import SPECIAL_TOKENS
 
