@@ -93,8 +93,8 @@ def write_pages(app: Sphinx) -> None:
             parts += [":language: yaml", "```\n"]
         make_api.write_changed(GENERATED / "configs" / f"{folder.name}.md", "\n".join(parts))
     names = "\n".join(folder.name for folder in folders)
-    overview = f"# Configs\n\nWhole experiments; the comment at the head of each is its command.\n\n```{{toctree}}\n{names}\n```\n"
-    make_api.write_changed(GENERATED / "configs" / "index.md", overview)
+    overview = "# Configs\n\nWhole experiments; the comment at the head of each is its command.\n"
+    make_api.write_changed(GENERATED / "configs" / "index.md", f"{overview}\n```{{toctree}}\n{names}\n```\n")
 
 
 def rewrite_links(app: Sphinx, docname: str, source: list[str]) -> None:

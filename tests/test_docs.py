@@ -127,14 +127,14 @@ def test_no_link_inside_the_repository_is_dead(page: Path) -> None:
 def parser() -> Any:
     """What parses the options of `fit`, without a run."""
 
-    class Parsed(Exception):
+    class ParsedError(Exception):
         pass
 
     class OnlyParser(cli.DistillationCLI):
         def parse_arguments(self, parser: Any, args: Any) -> None:
-            raise Parsed(self._subcommand_parsers["fit"])
+            raise ParsedError(self._subcommand_parsers["fit"])
 
-    with pytest.raises(Parsed) as raised:
+    with pytest.raises(ParsedError) as raised:
         OnlyParser(["fit"])
     rank_zero_only.rank = 0
     return raised.value.args[0]
@@ -176,9 +176,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows, names = data.load_split("train"), data.label_names
     assert rows is not None and names is not None and data.tokenizer is not None
     with (root / "reviews.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(
-            [("review", "verdict"), *((row["sentence"], names[row["label"]]) for row in rows)]
-        )
+        csv.writer(file).writerows([("review", "verdict"), *((row["sentence"], names[row["label"]]) for row in rows)])
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 32}
     model = BertForSequenceClassification(BertConfig(vocab_size=len(data.tokenizer), num_labels=2, **shape))
@@ -251,7 +249,7 @@ def served(started: Path) -> Path:
 
 
 #: What a block is shortened by: fewer rows and epochs than its reader has.
-SHORTER = {"holdout_size=6000": "holdout_size=16", "max_epochs=3": "max_epochs=1"}
+SHORTER = {"holdout_size=6000": "holdout_size=16", "max_epochs=2": "max_epochs=1"}
 
 
 @pytest.mark.slow
@@ -299,5 +297,3 @@ def tickets(root: Path) -> None:
     cli.main(["fit", "--config", "experiment.yaml"])
     report = json.loads((root / "runs/tickets/report.json").read_text(encoding="utf-8"))
     assert report["rows"][-1]["name"].startswith("float16")
-
-
