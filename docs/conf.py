@@ -60,7 +60,8 @@ def moved(link: str) -> str | None:
     if target.endswith(".py") and target.startswith(("lightning_kd", "callbacks", "datamodules")):
         package = "lightning_kd/" * (not target.startswith("lightning_kd")) + target.rpartition("/")[0]
         return f"_made/api/{package.replace('/', '.')}.rst"
-    return link if (ROOT / target).is_file() else None  # a file is a download; a folder has no page
+    is_download = (ROOT / target).is_file() and not target.endswith(".md")
+    return link if is_download else None  # a folder and a page of elsewhere, the README, have no page here
 
 
 def rewrite(text: str, up: str = "") -> str:
