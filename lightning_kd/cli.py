@@ -174,6 +174,7 @@ def _hush() -> None:
     transformers_logging.set_verbosity_error()  # that a student's head starts from random weights, above all
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message="Starting from v1.9.0, `tensorboardX`")  # the CSV logger does
     warnings.filterwarnings("ignore", message="The dirpath has changed")  # every run has a folder of its own
     warnings.filterwarnings("ignore", message="Metric `SpearmanCorrcoef` will save all targets")  # a number a row
     warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")  # the records have their own
