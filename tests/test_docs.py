@@ -178,7 +178,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (root / "reviews.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("review", "verdict"), *((row["sentence"], names[row["label"]]) for row in rows)])
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 32}
+    shape = {"hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 32}
     model = BertForSequenceClassification(BertConfig(vocab_size=len(data.tokenizer), num_labels=2, **shape))
     model.bert.save_pretrained(root / TEACHER)
     data.tokenizer.save_pretrained(root / TEACHER)
@@ -266,7 +266,7 @@ def test_the_python_runs(
     monkeypatch.chdir(served)
     monkeypatch.setitem(sys.modules, "my_kd", own_package(ROOT / "docs" / "extending.md"))
     if "my_kd" in block:
-        tickets(served)
+        letters(served)
     code = compile(block, f"{page.name}", "exec", dont_inherit=True)
     exec(code, given(block, served))
     if "print(" in block:
@@ -284,16 +284,16 @@ def given(block: str, root: Path) -> dict[str, Any]:
     return names
 
 
-def tickets(root: Path) -> None:
-    """Run the experiment of the page on extending, on tickets that have to be told apart by one word."""
-    if (root / "runs/tickets").is_dir():
+def letters(root: Path) -> None:
+    """Run the experiment of the page on extending, on letters that differ by two words."""
+    if (root / "runs/letters").is_dir():
         return
-    (root / "tickets").mkdir()
+    (root / "letters").mkdir()
     for split, count in (("train", 80), ("validation", 20)):
-        lines = [("billing\tthe plot was dull", "outage\tthe music was superb")[i % 2] + f" {i}" for i in range(count)]
-        (root / "tickets" / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        lines = [("negative\tthe plot was dull", "positive\tthe music was superb")[i % 2] + f" {i}" for i in range(count)]
+        (root / "letters" / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (config,) = [block for block in blocks(ROOT / "docs" / "extending.md", "yaml") if "my_kd." in block]
     (root / "experiment.yaml").write_text(config, encoding="utf-8")
     cli.main(["fit", "--config", "experiment.yaml"])
-    report = json.loads((root / "runs/tickets/report.json").read_text(encoding="utf-8"))
+    report = json.loads((root / "runs/letters/report.json").read_text(encoding="utf-8"))
     assert report["rows"][-1]["name"].startswith("float16")
