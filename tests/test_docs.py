@@ -290,7 +290,8 @@ def letters(root: Path) -> None:
         return
     (root / "letters").mkdir()
     for split, count in (("train", 80), ("validation", 20)):
-        lines = [("negative\tthe plot was dull", "positive\tthe music was superb")[i % 2] + f" {i}" for i in range(count)]
+        kinds = ("negative\tthe plot was dull", "positive\tthe music was superb")
+        lines = [f"{kinds[i % 2]} {i}" for i in range(count)]
         (root / "letters" / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (config,) = [block for block in blocks(ROOT / "docs" / "extending.md", "yaml") if "my_kd." in block]
     (root / "experiment.yaml").write_text(config, encoding="utf-8")
