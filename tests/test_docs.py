@@ -178,7 +178,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (root / "reviews.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("review", "verdict"), *((row["sentence"], names[row["label"]]) for row in rows)])
     torch.manual_seed(0)
-    shape = {"hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 32}
+    shape = {"hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 64}
     model = BertForSequenceClassification(BertConfig(vocab_size=len(data.tokenizer), num_labels=2, **shape))
     model.bert.save_pretrained(root / TEACHER)
     data.tokenizer.save_pretrained(root / TEACHER)
