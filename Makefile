@@ -1,5 +1,8 @@
 # make quickstart   train a small teacher and distill it into a student, on synthetic data
-# make test         lint, format, types, tests
+# make test         lint, format, types, docs, tests
+# make docs         the docs in build/docs, and their examples run
+# make versions     tests with the lowest and with the newest versions of what the package needs (two environments more)
+# make dist         sdist and wheel in dist/
 # make audit        compare the pinned versions with known vulnerabilities; needs a network
 # make clean        remove .venv, builds and caches; runs/ stays
 #
@@ -20,14 +23,14 @@ export HF_HUB_OFFLINE := 1
 export WANDB_MODE := offline
 export WANDB_SILENT := true
 
-.PHONY: quickstart test lint typecheck audit clean
+.PHONY: quickstart test lint typecheck pages docs versions dist audit clean
 .DELETE_ON_ERROR:
 
 quickstart: $(BASE)
 	$(BIN)/python train.py fit --config configs/synthetic/teacher.yaml
 	$(BIN)/python train.py fit --config configs/synthetic/student.yaml
 
-test: lint typecheck
+test: lint typecheck pages
 	$(BIN)/python -m pytest
 
 lint: $(DEV)
@@ -42,6 +45,23 @@ typecheck: $(DEV)
 	cp -Rp lightning_kd build/typecheck/lightning_kd
 	cp -Rp callbacks datamodules build/typecheck/lightning_kd/
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
+
+# A dead link or a name without an entry is a warning, and a warning ends the build.
+pages: $(DEV)
+	$(BIN)/python -m sphinx -q -W --keep-going -d build/doctrees docs build/docs
+
+docs: pages
+	$(BIN)/python -m pytest -q tests/test_docs.py tests/test_doctests.py
+	@echo "build/docs/index.html"
+
+versions:
+	$(PYTHON) tests/versions.py lowest
+	$(PYTHON) tests/versions.py newest
+
+# In isolation, as an installer builds it from the sdist.
+dist: $(DEV)
+	rm -rf dist
+	$(BIN)/python -m build
 
 # The constraints stand in the same pip call as the package: an unpinned torch brings gigabytes that a CPU cannot use.
 $(BASE): $(REQUIREMENTS)
@@ -64,4 +84,4 @@ audit:
 	build/audit/bin/pip-audit -r constraints.txt --no-deps --disable-pip --progress-spinner off
 
 clean:
-	rm -rf $(VENV) build dist lightning_kd.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_made lightning_kd.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

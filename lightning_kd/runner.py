@@ -57,12 +57,13 @@ class Runner:
         self.task = task
 
     @classmethod
-    def open(cls, folder: str | Path, threads: int | None = None) -> Runner:
+    def open(cls, folder: str | Path, threads: int | None = None, task: Task | None = None) -> Runner:
         """Open a folder that a run has written: ``student``, ``int8`` or any transformers folder for the task.
 
         Args:
             folder: The folder.
             threads: Threads that the model may use, where its backend has threads of its own (OpenVINO).
+            task: A task of one's own; otherwise it follows from the model's class.
 
         Raises:
             InputError: If a part of the model is missing or damaged, or its backend's extra is not installed.
@@ -79,7 +80,7 @@ class Runner:
         if not any((folder / file).is_file() for file in tokenizer.vocab_files_names.values()):
             raise expected("folder", "a folder with a tokenizer", str(folder))  # or transformers makes up an empty one
         check_tokenizer("folder", str(folder), tokenizer, config)
-        task = task_of(config)
+        task = task_of(config) if task is None else task
         quantizer = quantizer_of(folder)
         if quantizer is not None:
             forward = quantizer.open(folder, threads)
@@ -113,8 +114,12 @@ class Runner:
 
 
 def quantizer_of(folder: Path) -> type[Quantizer] | None:
-    """The backend that wrote ``folder``; None of a float folder."""
-    return next((kind for kind in _QUANTIZERS if (folder / kind.file_name).is_file()), None)
+    """The backend that wrote ``folder``, one of somebody's own too once it is imported; None of a float folder."""
+    kinds: list[type[Quantizer]] = [*_QUANTIZERS, *Quantizer.__subclasses__()]
+    for kind in kinds:  # which grows meanwhile
+        kinds += kind.__subclasses__()
+    names = ((kind, getattr(kind, "file_name", None)) for kind in kinds)
+    return next((kind for kind, name in names if name is not None and (folder / name).is_file()), None)
 
 
 def task_of(config: PretrainedConfig) -> Task:

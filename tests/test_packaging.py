@@ -7,30 +7,47 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.metadata import Metadata
+from packaging.requirements import Requirement
 
 import lightning_kd
 from source_tree import FOLDERS, ROOT, modules
+from versions import lower_bounds
 
 pytestmark = pytest.mark.slow
 
+#: What the sdist holds beside the package, so that its tests run and its docs build.
+SOURCES = ("benchmarks", "configs", "docs", "tests")
+
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this checkout, built in a copy: a build folder left from earlier would add files long deleted."""
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with this checkout's sdist and the wheel that is built from it.
+
+    Built in a copy: a build folder left from earlier would add files long deleted.
+    """
     source = tmp_path_factory.mktemp("source")
-    for folder in FOLDERS.values():
+    for folder in (*FOLDERS.values(), *(ROOT / name for name in SOURCES)):
         shutil.copytree(folder, source / folder.name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
+    for path in ROOT.iterdir():
+        if path.is_file() and not path.name.startswith("."):
+            shutil.copy(path, source)
     no_torch = tmp_path_factory.mktemp("no_torch")
     (no_torch / "torch.py").write_text("raise ImportError('building the package must not import torch')\n")
-    run("-m", "build", "--wheel", "--no-isolation", "--outdir", source / "dist", source, path=no_torch, cwd=source)
-    (built,) = (source / "dist").glob("*.whl")
-    return built
+    run("-m", "build", "--no-isolation", "--outdir", source / "dist", source, path=no_torch, cwd=source)
+    return source / "dist"
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
+    (path,) = built.glob("*.whl")
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +90,42 @@ def test_every_folder_of_modules_is_a_package() -> None:
     assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
 
 
+def test_the_sdist_holds_the_whole_repository(built: Path) -> None:
+    """By itself setuptools packs the tests at the top of tests/, and nothing that they need: no config, no pin."""
+    (path,) = built.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames() if not name.endswith("__pycache__")}
+    folders = [ROOT / name for name in SOURCES] + list(FOLDERS.values())
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    files = [path for path in files if not {"__pycache__", "_made"} & set(path.parts)]
+    top = ["pyproject.toml", "constraints.txt", "Makefile", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"]
+    assert {str(path.relative_to(ROOT)) for path in files} | {*top, "train.py"} <= names
+    assert not [name for name in names if name.endswith(".pyc") or "_made" in name]
+
+
+def test_pins_and_lower_bounds_agree() -> None:
+    """Stops a lower bound above the version that the tests run with, and a dependency without a bound or a pin."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    needed = [Requirement(line) for line in (*project["dependencies"], *extras)]
+    for requirement in needed:
+        if requirement.name != "lightning-kd":
+            assert str(requirement.specifier).startswith(">="), f"{requirement} has no lower bound"
+            assert requirement.specifier.contains(pins[requirement.name]), f"{requirement} excludes its own pin"
+    assert len(lower_bounds(project)) > len(project["dependencies"])
+
+
 def test_the_metadata(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         info = f"lightning_kd-{lightning_kd.__version__}.dist-info"
-        metadata = email.message_from_bytes(archive.read(f"{info}/METADATA"))
+        raw = archive.read(f"{info}/METADATA")
+        metadata = email.message_from_bytes(raw)
         assert "lightning-kd = lightning_kd.start:main" in archive.read(f"{info}/entry_points.txt").decode()
         assert archive.read(f"{info}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
+    Metadata.from_email(raw, validate=True)  # by the standard: an index refuses what is not
+    assert metadata["Description-Content-Type"] == "text/markdown"
     assert metadata["Name"] == "lightning-kd"
     assert metadata["Version"] == lightning_kd.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
