@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from lightning_kd._checks import InputError, expected
 from lightning_kd.callbacks._fit_end import callbacks_of, data_of
 from lightning_kd.callbacks.quantization import QuantizationCallback
-from lightning_kd.callbacks.schedules import _ScheduleCallback
+from lightning_kd.callbacks.schedules import ScheduleCallback
 from lightning_kd.cutting import Kept, cut, cut_state, mask, parts_of
 from lightning_kd.module import DistillationModule
 from lightning_kd.pruning import Importance, Shape, choose, importance
@@ -26,7 +26,7 @@ __all__ = ["GradualPruning"]
 _PARTS = ("neurons", "heads", "hidden")
 
 
-class GradualPruning(_ScheduleCallback):
+class GradualPruning(ScheduleCallback):
     """Structured pruning while the student learns: feed-forward neurons, and hidden dimensions with their heads.
 
     In ``num_cuts`` steps of the schedule the least important of what is left is masked: importance is that of

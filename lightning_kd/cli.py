@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
-import yaml  # type: ignore[import-untyped]  # jsonargparse's
+import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
@@ -365,11 +365,15 @@ def main(args: ArgsType = None) -> None:
             finish_loggers(DistillationCLI(args).trainer)
     except Exception as error:
         sentence = error_sentence(error, typed)
-        ended = run_sentence(error) if sentence is None else None
-        if (sentence is None and ended is None) or os.environ.get(_TRACEBACK):
+        code = 2
+        if sentence is None:
+            sentence, code = run_sentence(error), 1
+        elif typed:
+            sentence = typed.in_words(sentence)
+        if sentence is None or os.environ.get(_TRACEBACK):
             raise
-        print(f"error: {ended or (typed.in_words(sentence) if typed else sentence)}", file=sys.stderr)
-        sys.exit(2 if ended is None else 1)
+        print(f"error: {sentence}", file=sys.stderr)
+        sys.exit(code)
     finally:
         _Parser.typed = None
 

@@ -207,7 +207,7 @@ def _from_pretrained(
 ) -> tuple[PreTrainedModel, list[str]]:
     assert source.path is not None  # noqa: S101  # load_config refuses a source without
     if source.config.get("model_type") == config.model_type and hasattr(config, "around"):
-        stored = AutoConfig.from_pretrained(cast(str, source.path), revision=source.revision, trust_remote_code=False)
+        stored = AutoConfig.from_pretrained(source.path, revision=source.revision, trust_remote_code=False)
         if stored.model_type != config.model_type:
             return _encoder_from_pretrained(source, auto_class, config, role, options)
     try:

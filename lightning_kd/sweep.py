@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml  # type: ignore[import-untyped]  # Lightning's command line brings it
+import yaml
 
 from lightning_kd._checks import InputError, expected
 from lightning_kd._progress import stage
