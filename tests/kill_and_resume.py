@@ -96,7 +96,7 @@ def make_teacher(folder: Path) -> Path:
     return folder
 
 
-def _arguments(root: Path, teacher: Path, kind: str) -> list[str]:
+def _arguments(root: Path, teacher: Path, kind: str, epochs: int) -> list[str]:
     trainer, data, callbacks = KINDS[kind]
 
     def checkpoint(**options: Any) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def _arguments(root: Path, teacher: Path, kind: str) -> list[str]:
             "devices": 1,
             "default_root_dir": str(root),
             "enable_progress_bar": False,
-            "max_epochs": 3,
+            "max_epochs": epochs,
             "log_every_n_steps": 1,
             "logger": {
                 "class_path": "lightning.pytorch.loggers.CSVLogger",
@@ -174,9 +174,9 @@ def _forked(root: Path, work: Callable[[], None]) -> int:
     raise DiffersError(f"a run of {root} has not ended within {_TIMEOUT} s")
 
 
-def uninterrupted(root: Path, teacher: Path, kind: str) -> float:
+def uninterrupted(root: Path, teacher: Path, kind: str, epochs: int = 3) -> float:
     """One run; how long its training took, in seconds."""
-    arguments = _arguments(root, teacher, kind)
+    arguments = _arguments(root, teacher, kind, epochs)
     code = _forked(root, lambda: _timed(arguments, root / "seconds.json"))
     if code != 0:
         raise DiffersError(f"an uninterrupted run ended with {code}: {(root / 'output.txt').read_text()[-3000:]}")
@@ -213,12 +213,12 @@ def _killed(arguments: list[str], after: float, number: int) -> None:
 
 
 def interrupted(
-    root: Path, teacher: Path, kind: str, kills: int, seconds: float, number: int, seed: int = 0
+    root: Path, teacher: Path, kind: str, kills: int, seconds: float, number: int, seed: int = 0, epochs: int = 3
 ) -> list[int]:
     """A training that is sent a signal ``kills`` times, and resumed after each; the exit codes of its runs."""
-    arguments, generator, codes = _arguments(root, teacher, kind), random.Random(seed), []
+    arguments, generator, codes = _arguments(root, teacher, kind, epochs), random.Random(seed), []
     for _ in range(kills):
-        after = generator.uniform(0, seconds * 4 / kills)
+        after = generator.uniform(0, seconds * 2 / kills)
         code = _forked(root, lambda after=after: _killed(arguments, after, number))  # type: ignore[misc]
         codes.append(code)
         if code not in (0, -number, 128 + number):
@@ -282,8 +282,9 @@ def _main() -> None:
         teacher = make_teacher(Path(folder) / "teacher")
         for kind in KINDS if options.kind == "all" else [options.kind]:
             root = Path(folder) / kind
-            seconds = uninterrupted(root / "whole", teacher, kind)
-            codes = interrupted(root / "parts", teacher, kind, options.kills, seconds, number, options.seed)
+            epochs = max(3, options.kills // 2)  # long enough for all of them
+            seconds = uninterrupted(root / "whole", teacher, kind, epochs)
+            codes = interrupted(root / "parts", teacher, kind, options.kills, seconds, number, options.seed, epochs)
             hit = sum(code != 0 for code in codes)
             whole, parts = outcome(root / "whole"), outcome(root / "parts")
             try:
