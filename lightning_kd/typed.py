@@ -281,8 +281,8 @@ def error_sentence(error: BaseException, typed: Typed | None = None) -> str | No
     if isinstance(error, OSError) and error.errno in _MENDABLE and error.filename is not None:
         path = str(error.filename)
         place = typed.place_of_path(path) if typed else None
-        if place is None and error.errno in _DISK:
-            return None
+        if error.errno in _DISK and (place is None or place.endswith("default_root_dir")):
+            return None  # the run makes its folders itself
         what = f"Expected argument `{place}` to be a path" if place else f"Expected {path} to be a path"
         return f"{what} that can be read and written, but got: {error.strerror}, {path}."
     return None

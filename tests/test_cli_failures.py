@@ -128,7 +128,7 @@ def test_loss_of_nan(tmp_path: Path, capfd: Said) -> None:
 def test_strategies_that_cut_the_model(strategy: str, tmp_path: Path, capfd: Said) -> None:
     """Stops an error of another library about a strategy that cannot work here."""
     said = fails(tmp_path, capfd, 2, "--trainer.strategy", strategy)
-    assert said.startswith(f"error: Expected argument `trainer.strategy` to be auto or ddp, but got '{strategy}'.")
+    assert said.startswith(f"error: Expected argument `--trainer.strategy` to be auto or ddp, but got '{strategy}'.")
 
 
 def test_nothing_to_go_on_from(tmp_path: Path, log: Log) -> None:

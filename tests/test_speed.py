@@ -109,7 +109,7 @@ def test_what_is_logged_is_read_from_the_cpu(distillation: Make, glue: Make, mak
     logged: dict[str, Tensor] = {}
     module.log_dict = lambda values, **_: logged.update(values)
     losses = [torch.ones((), requires_grad=True) for _ in range(2)]
-    module._log_step(*losses, {"soft": torch.ones((), dtype=torch.double)})
+    module._log_step({"hard": losses[0], "soft": torch.ones((), dtype=torch.double), "train/loss": losses[1]})
     assert {"train/loss", "train/loss/hard", "train/loss/soft", "train/lr", "train/weight/soft"} <= set(logged)
     for name, value in logged.items():
         assert value.device.type == "cpu" and not value.requires_grad and value.dim() == 0, name

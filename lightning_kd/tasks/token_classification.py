@@ -194,8 +194,8 @@ class TokenClassification(Task):
     def show(
         self, outcome: Tensor, texts: Sequence[Any] | None, label_names: Sequence[str] | None, other: Tensor
     ) -> str:
-        """The tags that differ, behind their words or, without texts, their numbers."""
-        words, names = texts[0] if texts else None, label_names or []
+        """The tags that differ, behind their words or, without texts and of sub-words, their numbers."""
+        words, names = texts[0] if texts and not self.label_all_subwords else None, label_names or []
         width = min(len(outcome), len(other))
         differ = ((outcome[:width] != other[:width]) & (outcome[:width] >= 0)).nonzero()[:, 0].tolist()
         return ", ".join(f"{words[i] if words else i}: {names[int(outcome[i])]}" for i in differ)

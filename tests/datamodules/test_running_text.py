@@ -240,5 +240,5 @@ def test_analyze_reads_the_folder_that_fit_wrote(tmp_path: Path, text: Make, mak
 def test_another_task_is_refused(task: Task, text: Make, tiny_model: Make, make_trainer: Make) -> None:
     """Stops a forgotten `task` from training a classifier without classes."""
     own = DistillationModule(ModelSource(str(tiny_model(head=False))), task=task)
-    with pytest.raises(InputError, match=f"{type(task).__name__} needs data with"):
+    with pytest.raises(InputError, match=f"LanguageModeling, but the task is {type(task).__name__}"):
         make_trainer().fit(own, datamodule=text())
