@@ -111,6 +111,12 @@ def public_bases(app: Sphinx, name: str, obj: type, options: object, bases: list
         bases[at : at + 1] = [base for base in private[0].__bases__ if base not in bases]
 
 
+def plain_comments(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Keep napoleon from taking what stands before a colon in the comment of an attribute for its type."""
+    if what in ("attribute", "data", "property"):
+        lines.insert(0, "")
+
+
 def check_reference(app: Sphinx, error: Exception | None) -> None:
     """Warn, which ends the build, of a public name that has no entry and of an entry that is no public name."""
     if error is not None or app.builder.name != "html":
@@ -130,4 +136,5 @@ def setup(app: Sphinx) -> None:
     app.connect("builder-inited", write_pages)
     app.connect("source-read", rewrite_links)
     app.connect("autodoc-process-bases", public_bases)
+    app.connect("autodoc-process-docstring", plain_comments, priority=100)  # before napoleon's
     app.connect("build-finished", check_reference)
