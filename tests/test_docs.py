@@ -150,8 +150,10 @@ def test_the_yaml_fits_the_signatures(page: Path, block: str, parser: Any, monke
         return
     if "my_kd." in block:
         monkeypatch.setitem(sys.modules, "my_kd", own_package(ROOT / "docs" / "extending.md"))
-    if isinstance(value, list):  # callbacks
-        value = {"trainer": {"callbacks": value}}
+    if isinstance(value, list):
+        value = {"callbacks": value}
+    if "callbacks" in value:
+        value = {**value, "trainer": {"callbacks": value.pop("callbacks")}}
     assert set(value) <= {"model", "data", "trainer", "seed_everything"}, f"{page.name} shows {sorted(value)}"
     data = {"class_path": "lightning_kd.datamodules.SyntheticDataModule"}
     model = {"student": {"path": "somewhere"}, **value.get("model", {})}
