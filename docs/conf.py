@@ -40,7 +40,7 @@ napoleon_numpy_docstring = False
 napoleon_custom_sections = ["Relations"]
 
 nitpicky = True  # a reference to a name of ours that does not exist is an error
-nitpick_ignore_regex = [("py:.*", r"(?!lightning_kd\.).*")]
+nitpick_ignore_regex = [("py:.*", r"(?!lightning_kd\.).*"), ("py:.*", r"lightning_kd\.(\w+\.)*_.*")]  # others', private
 
 #: Written by each build and never committed: the API reference, the configs, and pages of the folder above.
 GENERATED = DOCS / "_made"
@@ -105,10 +105,22 @@ def rewrite_links(app: Sphinx, docname: str, source: list[str]) -> None:
 
 
 def public_bases(app: Sphinx, name: str, obj: type, options: object, bases: list[type]) -> None:
-    """Show the bases of a private base in its place."""
-    while private := [base for base in bases if getattr(base, "__name__", "").startswith("_")]:
+    """Show the bases of a base that no module exports in its place."""
+
+    def is_private(base: type) -> bool:
+        module = sys.modules.get(getattr(base, "__module__", ""), None)
+        own = getattr(module, "__name__", "").startswith("lightning_kd")
+        return own and base.__name__ not in getattr(module, "__all__", ())
+
+    while private := [base for base in bases if is_private(base)]:
         at = bases.index(private[0])
         bases[at : at + 1] = [base for base in private[0].__bases__ if base not in bases]
+
+
+def plain_comments(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Keep napoleon from taking what stands before a colon in the comment of an attribute for its type."""
+    if what in ("attribute", "data", "property"):
+        lines.insert(0, "")
 
 
 def check_reference(app: Sphinx, error: Exception | None) -> None:
@@ -130,4 +142,5 @@ def setup(app: Sphinx) -> None:
     app.connect("builder-inited", write_pages)
     app.connect("source-read", rewrite_links)
     app.connect("autodoc-process-bases", public_bases)
+    app.connect("autodoc-process-docstring", plain_comments, priority=100)  # before napoleon's
     app.connect("build-finished", check_reference)
