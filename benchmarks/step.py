@@ -205,6 +205,7 @@ class Twins(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         models = copy.deepcopy((pl_module.student, pl_module.teachers["teacher"]))
         how = self.options.precision, self.options.device, self.options.compile
+        models = tuple(model.to(self.options.device) for model in models)  # a teacher comes there with the first batch
         self.loader.by_hand = ByHand(*models, len(self.loader), *how)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -261,7 +261,11 @@ def served(started: Path) -> Path:
 
 
 #: What a block is shortened by: fewer rows and epochs than its reader has.
-SHORTER = {"holdout_size=6000": "holdout_size=16", "max_epochs=2": "max_epochs=1"}
+SHORTER = {
+    "holdout_size=6000": "holdout_size=16",
+    "max_epochs=2": "max_epochs=1",
+    "runs/stsb/bi_encoder/sentence_encoder": TEACHER,
+}
 
 
 @pytest.mark.slow

@@ -74,10 +74,11 @@ def test_every_loss_trains(name: str, precision: str, train: Make) -> None:
 
 
 class _Watch(L.Callback):
-    """Has CUDA report each wait for the device from the first batch to the last."""
+    """Has CUDA report each wait for the device in the steps that log nothing."""
 
-    def on_train_batch_start(self, *_: Any) -> None:
-        torch.cuda.set_sync_debug_mode("warn")
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        logged = (trainer.global_step + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]  # the trainer's
+        torch.cuda.set_sync_debug_mode("default" if logged or trainer.global_step < 2 else "warn")
 
     def on_train_batch_end(self, *_: Any) -> None:
         torch.cuda.set_sync_debug_mode("default")
@@ -90,13 +91,18 @@ def _reset() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_reset")
-def test_no_step_waits_for_the_device(distillation: Make, glue: Make, make_trainer: Make) -> None:
-    """Stops an ``item()`` or a copy to the CPU in a step that logs nothing: the device would idle in every step."""
-    terms = {"soft": SoftTargetKL(), "hidden": HiddenStateMSE(LayerMap("uniform"))}
-    trainer = make_trainer(callbacks=[_Watch()], accelerator="gpu", limit_val_batches=0, log_every_n_steps=100)
+@pytest.mark.parametrize("cached", [False, True])
+def test_no_step_waits_for_the_device_unless_it_is_logged(
+    cached: bool, distillation: Make, glue: Make, make_trainer: Make
+) -> None:
+    """Stops an ``item()`` or a copy to the CPU in every step: the device would idle meanwhile."""
+    hidden = {} if cached else {"hidden": HiddenStateMSE(LayerMap("uniform"))}
+    callbacks = [_Watch(), *([TeacherCache()] if cached else [])]
+    options = {"max_epochs": 2, "log_every_n_steps": 2, "accelerator": "gpu", "enable_progress_bar": True}
+    trainer = make_trainer(callbacks=callbacks, limit_val_batches=0, **options)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer.fit(distillation(losses=terms), datamodule=glue())
+        trainer.fit(distillation(losses={"soft": SoftTargetKL(), **hidden}), datamodule=glue(batch_size=4))
     waits = [f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
     # transformers looks whether a batch has padding, and torch says so when the watch is switched on
     assert not [place for place in waits if "masking_utils" not in place and "torch/cuda/__init__" not in place]

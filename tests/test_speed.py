@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_kd.callbacks import TeacherCache
 from lightning_kd.losses import FeatureMatch, HiddenStateMSE, MiniLM, SoftTargetKL
 
 Make = Callable[..., Any]
@@ -78,28 +77,6 @@ def test_cached_logits_for_a_gpu_come_from_pinned_memory(glue: Make, monkeypatch
         batch = data.on_before_batch_transfer({"index": torch.arange(2)}, 0)
         assert batch["cached"]["teacher"]["logits"] is logits
         assert len(pinned) == expected
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("cached", [False, True])
-def test_no_step_waits_for_the_gpu_unless_it_is_logged(
-    cached: bool, distillation: Make, glue: Make, make_trainer: Make
-) -> None:
-    """Stops a value from being read from the GPU in every step, which then waits for all of its kernels."""
-
-    class Watch(L.Callback):
-        def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-            logged = (trainer.global_step + 1) % trainer.log_every_n_steps == 0
-            torch.cuda.set_sync_debug_mode("default" if logged or trainer.global_step < 2 else "error")
-
-        def on_train_batch_end(self, *_: Any) -> None:
-            torch.cuda.set_sync_debug_mode("default")
-
-    callbacks = [Watch(), *([TeacherCache()] if cached else [])]
-    module = distillation(losses={"soft": SoftTargetKL()})
-    options = {"max_epochs": 2, "log_every_n_steps": 2, "accelerator": "gpu", "enable_progress_bar": True}
-    make_trainer(callbacks=callbacks, **options).fit(module, datamodule=glue(batch_size=4))
-    assert torch.cuda.get_sync_debug_mode() == 0
 
 
 def test_what_is_logged_is_read_from_the_cpu(distillation: Make, glue: Make, make_trainer: Make) -> None:
