@@ -92,13 +92,15 @@ def _source(source: ModelSource) -> str:
 
 def _loss(module: DistillationModule) -> str:
     """The sum that was minimized, with the weights and the temperature that the training began with."""
-    given: Any = module.hparams
+    given: Any = module.hparams  # the module of one task of several has none
     weights = given.get("loss_weights") or {}
-    terms = [f"{given['hard_label_weight']:g} x hard labels"]
+    terms = [f"{given.get('hard_label_weight', module.hard_label_weight):g} x hard labels"]
     for name, loss in module.losses.items():
         weight = weights.get(name, module.loss_weights[name])
         terms.append(f"{weight:g} x {name} ({type(loss).__name__})")
-    return " + ".join(terms) + (f", temperature {given['temperature']:g}" if len(terms) > 1 else "")
+    return " + ".join(terms) + (
+        f", temperature {given.get('temperature', module.temperature):g}" if len(terms) > 1 else ""
+    )
 
 
 def _schedules(trainer: L.Trainer) -> str:

@@ -19,7 +19,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lightning_kd._checks import InputError, expected, nearest
 from lightning_kd._progress import stage as progress_stage
-from lightning_kd.datamodules.batching import BatchLoader, BucketBatchSampler, Collator, TokenizedRows, loader_options
+from lightning_kd.datamodules.batching import (
+    BatchLoader,
+    BucketBatchSampler,
+    Collator,
+    TokenizedRows,
+    batches_done,
+    loader_options,
+)
 from lightning_kd.datamodules.holdout import hold_out
 from lightning_kd.datamodules.token_cache import Chunk, cached, place_of
 from lightning_kd.models import check_folder
@@ -343,16 +350,9 @@ class TransformerDataModule(L.LightningDataModule):
         )
         collate = Collator(rows, cast(int, self.tokenizer.pad_token_id), with_texts=name == "predict")
         if shuffle:
-            return BatchLoader(rows, sampler, collate, self.num_workers, self._position, self._on_gpu)
+            done = lambda loader: batches_done(self.trainer, loader)  # noqa: E731  # a trainer may come later
+            return BatchLoader(rows, sampler, collate, self.num_workers, done, self._on_gpu)
         return DataLoader(**loader_options(rows, sampler, collate, self.num_workers, self._on_gpu))
-
-    def _position(self, loader: BatchLoader) -> int:
-        """How many batches of the epoch the trainer is through with, if it is this loader that it trains on."""
-        trainer = self.trainer
-        if trainer is None or not trainer.training or trainer.train_dataloader is not loader:
-            return 0
-        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        return done if done < trainer.num_training_batches else len(loader)
 
     def train_dataloader(self) -> DataLoader[Any]:
         return self._loader("train", shuffle=True)

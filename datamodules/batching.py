@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from lightning_kd._checks import expected
 from lightning_kd.tasks.windows import padded
 from lightning_kd.tasks.words import joined, piece_spans
 
-__all__ = ["BatchLoader", "BucketBatchSampler", "Collator", "TokenizedRows", "loader_options"]
+__all__ = ["BatchLoader", "BucketBatchSampler", "Collator", "TokenizedRows", "batches_done", "loader_options"]
 
 #: A training batch is drawn from this many batches' worth of shuffled rows, sorted by length.
 _POOL = 50
@@ -202,7 +203,7 @@ class BucketBatchSampler(DistributedSampler[list[int]]):
 
 
 class BatchLoader(DataLoader[Any]):
-    """Hands out the batches of a :class:`BucketBatchSampler`, from the one on that a resumed run has to go on with.
+    """Hands out the batches of a sampler with a ``start``, from the one on that a resumed run has to go on with.
 
     What workers have fetched ahead does not count: how many batches have been trained on is the trainer's to say, when
     the first one is asked for. The trainer makes the iterator of a resumed run before it tells the sampler the epoch,
@@ -210,7 +211,7 @@ class BatchLoader(DataLoader[Any]):
 
     Args:
         rows: The rows, which hand their numbers to the collator.
-        sampler: Of the batches.
+        sampler: Of the batches, e.g. a :class:`BucketBatchSampler`; leaves out the first ``start`` of them.
         collate: Makes a batch of them.
         num_workers: Processes that collate; they are kept.
         position: Says how many batches of the epoch are done; none unless given.
@@ -219,9 +220,9 @@ class BatchLoader(DataLoader[Any]):
 
     def __init__(
         self,
-        rows: TokenizedRows,
-        sampler: BucketBatchSampler,
-        collate: Collator,
+        rows: Any,
+        sampler: Any,
+        collate: Callable[[Any], dict[str, Any]],
         num_workers: int = 0,
         position: Callable[[BatchLoader], int] | None = None,
         pin_memory: bool = False,
@@ -246,8 +247,16 @@ class BatchLoader(DataLoader[Any]):
         """Nothing, as :meth:`state_dict`."""
 
 
+def batches_done(trainer: L.Trainer | None, loader: BatchLoader) -> int:
+    """How many batches of the epoch a trainer is through with, if it is this loader that it trains on."""
+    if trainer is None or not trainer.training or trainer.train_dataloader is not loader:
+        return 0
+    done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    return done if done < trainer.num_training_batches else len(loader)
+
+
 def loader_options(
-    rows: TokenizedRows, sampler: BucketBatchSampler, collate: Collator, num_workers: int, pin_memory: bool
+    rows: Any, sampler: Any, collate: Callable[[Any], dict[str, Any]], num_workers: int, pin_memory: bool
 ) -> dict[str, Any]:
     """What makes a ``DataLoader`` hand out the sampler's batches."""
     return {

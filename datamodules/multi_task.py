@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Any, cast
 
 import lightning as L
@@ -14,7 +15,7 @@ from transformers import BertTokenizerFast, PreTrainedTokenizerBase  # type: ign
 
 from lightning_kd._checks import InputError, check_range, expected
 from lightning_kd.datamodules.base import TransformerDataModule
-from lightning_kd.datamodules.batching import BucketBatchSampler
+from lightning_kd.datamodules.batching import BatchLoader, BucketBatchSampler, batches_done
 
 __all__ = ["MultiTaskDataModule", "TaskSampler", "batches_of_tasks"]
 
@@ -55,6 +56,8 @@ class TaskSampler(DistributedSampler[tuple[str, list[int]]]):
         self.samplers = dict(samplers)
         self.seed = seed
         self.epoch = 0
+        #: Batches of the epoch that are left out at its beginning: those that an interrupted run has trained on.
+        self.start = 0
         #: By the task's name, its batches in an epoch.
         self.counts = batches_of_tasks({name: len(sampler) for name, sampler in samplers.items()}, tau)
 
@@ -64,8 +67,8 @@ class TaskSampler(DistributedSampler[tuple[str, list[int]]]):
         names = [name for name, count in self.counts.items() for _ in range(count)]
         order = np.random.default_rng((self.seed, self.epoch, 1)).permutation(len(names))
         streams = {name: _endless(self.samplers[name], self.epoch * count) for name, count in self.counts.items()}
-        for place in order:
-            yield names[place], next(streams[names[place]])
+        drawn = ((names[place], next(streams[names[place]])) for place in order)
+        yield from islice(drawn, self.start, None)
 
     def __len__(self) -> int:
         return sum(self.counts.values())
@@ -176,14 +179,10 @@ class MultiTaskDataModule(L.LightningDataModule):
         shares = ", ".join(f"{name} {count:,} ({len(samplers[name]):,})" for name, count in sampler.counts.items())
         rank_zero_info(f"Batches of an epoch (that hold all rows once): {shares}")
         workers = max(one.num_workers for one in self.tasks.values())
-        return DataLoader(
-            _AsDrawn(),
-            batch_size=None,
-            sampler=cast(Any, sampler),
-            collate_fn=cast(Any, _Collators({name: loader.collate_fn for name, loader in loaders.items()})),
-            num_workers=workers,
-            persistent_workers=workers > 0,
-        )
+        collate = _Collators({name: loader.collate_fn for name, loader in loaders.items()})
+        pin_memory = any(loader.pin_memory for loader in loaders.values())
+        done = lambda loader: batches_done(self.trainer, loader)  # noqa: E731  # a trainer may come later
+        return BatchLoader(_AsDrawn(), sampler, collate, workers, done, pin_memory)
 
     def val_dataloader(self) -> list[DataLoader[dict[str, Tensor]]]:
         return [loader for one in self.tasks.values() for loader in one.val_dataloader()]

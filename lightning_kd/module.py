@@ -416,7 +416,10 @@ class DistillationModule(L.LightningModule):
             state = checkpoint["state_dict"]
             for key in [key for key in state if key.startswith("losses.") and key not in own]:
                 del state[key]
-        check_state(checkpoint["state_dict"], self.state_dict())
+        self._check_state(checkpoint["state_dict"])
+
+    def _check_state(self, state: Mapping[str, Tensor]) -> None:
+        check_state(state, self.state_dict())
 
 
 def _describe(config: PretrainedConfig, model: PreTrainedModel | None) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lightning_kd._checks import InputError, check_range, expected, nearest
 from lightning_kd.ensemble import Ensemble
+from lightning_kd.folders import FORMAT
 from lightning_kd.losses import DistillationLoss
 from lightning_kd.models import ModelSource, count_parameters
 from lightning_kd.module import DistillationModule
@@ -127,6 +128,8 @@ class _OneTask(DistillationModule):
         self.name = name
         self.weight = options.weight
         self.logged: dict[str, Any] = {}
+        #: Of a checkpoint that is about to be loaded: the weights that all students share.
+        self.shared_state: dict[str, Tensor] = {}
         self._log_in_whole = whole.log_dict  # a method: the whole is no submodule of its part
 
     def save_hyperparameters(self, *args: Any, **kwargs: Any) -> None:
@@ -140,6 +143,10 @@ class _OneTask(DistillationModule):
     def _key(self, key: str) -> str:
         stage, _, rest = key.partition("/")
         return key if key in _COMMON else f"{stage}/{self.name}/{rest}"
+
+    def _check_state(self, state: Mapping[str, Tensor]) -> None:
+        prefix = f"student.{self.model.base_model_prefix}."
+        super()._check_state({**state, **{prefix + key: value for key, value in self.shared_state.items()}})
 
     def student_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         stem, prefix = f"tasks.{self.name}.student.", self.model.base_model_prefix
@@ -342,6 +349,7 @@ class MultiTaskModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["student_configs"] = {one.name: one.model.config.to_dict() for one in self._each()}
+        checkpoint["lightning_kd_format"] = FORMAT
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         configs = checkpoint.get("student_configs")
@@ -350,11 +358,15 @@ class MultiTaskModule(L.LightningModule):
         if set(configs) != set(self.tasks):
             raise InputError(f"This checkpoint is of the tasks {', '.join(configs)}, not of {', '.join(self.tasks)}.")
         state = checkpoint["state_dict"]
+        shared = {key.removeprefix("shared."): value for key, value in state.items() if key.startswith("shared.")}
         for one in self._each():
+            one.shared_state = shared
             stem = f"tasks.{one.name}."
             own = {key.removeprefix(stem): value for key, value in state.items() if key.startswith(stem)}
             given = list(own)
-            one.on_load_checkpoint({"student_config": configs[one.name], "state_dict": own})
+            about = {"student_config": configs[one.name], "lightning_kd_format": checkpoint.get("lightning_kd_format")}
+            one.on_load_checkpoint({**about, "state_dict": own})
+            one.shared_state = {}
             for key in given:
                 if key not in own:
                     del state[stem + key]

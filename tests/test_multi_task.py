@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from lightning_kd import DistillationModule, InputError, ModelSource, MultiTaskModule, TaskDistillation
-from lightning_kd.callbacks import PerTask, StudentExport, TemperatureSchedule
+from lightning_kd.callbacks import PerTask, Resume, StudentExport, TemperatureSchedule
 from lightning_kd.datamodules import (
     MultiTaskDataModule,
     SyntheticDataModule,
@@ -116,7 +116,7 @@ def test_parameters_of_the_encoder_are_the_same_objects() -> None:
 def test_encoders_of_all_kinds_compute_with_what_is_shared(model_type: str, tiny_model: Make) -> None:
     """Stops a layer that keeps its weights in a list of its own, as an LSTM does, from computing with the old ones."""
     if model_type in ("rnn", "cnn"):
-        config = AutoConfig.for_model(model_type, vocab_size=40, hidden_size=16)
+        config = AutoConfig.for_model(model_type, vocab_size=40, hidden_size=18)
     else:
         config = AutoConfig.from_pretrained(tiny_model(model_type))
     kinds = (AutoModelForSequenceClassification, AutoModelForTokenClassification)
@@ -335,7 +335,7 @@ def test_both_splits_of_mnli_stand_beside_other_tasks(tiny_model: Make, glue: Ma
     source = ModelSource(str(tiny_model(head=False, seed=3)))
     module = MultiTaskModule(source, tasks)
     trainer = make_trainer()
-    trainer.validate(module, datamodule=MultiTaskDataModule({n: glue(n) for n in tasks}), verbose=False)
+    trainer.fit(module, datamodule=MultiTaskDataModule({n: glue(n) for n in tasks}))
     for name in tasks:
         one = DistillationModule(source)
         one.student = module.tasks[name].student
@@ -464,3 +464,28 @@ def test_callbacks_for_one_task_are_refused(pairs: Make, make_trainer: Make, tmp
     trainer = make_trainer(callbacks=[StudentExport(str(tmp_path / "out"))])
     with pytest.raises(InputError, match=r"give the trainer PerTask\(StudentExport\(\.\.\.\)\)"):
         trainer.fit(module, datamodule=data)
+
+
+def test_a_run_resumed_within_an_epoch_equals_an_uninterrupted_one(
+    tmp_path: Path, pairs: Make, make_trainer: Make
+) -> None:
+    """Stops a resumed epoch from starting again with its first task and rows."""
+
+    class Break(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+            if trainer.global_step == 3:
+                raise OSError("broken off")
+
+    def run(callbacks: list[L.Callback], checkpoint: Path | None = None) -> MultiTaskModule:
+        module, data = pairs(tau=0.3)
+        trainer = make_trainer(max_epochs=2, limit_val_batches=0, callbacks=[Resume(), *callbacks])
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
+        return module
+
+    whole = run([])
+    keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)
+    with pytest.raises(OSError, match="broken off"):
+        run([keep, Break()])
+    resumed = run([], tmp_path / "step=2.ckpt")
+    for name, value in whole.state_dict().items():
+        assert value.equal(resumed.state_dict()[name]), name
