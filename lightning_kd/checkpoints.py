@@ -51,6 +51,6 @@ def check_checkpoint(option: str, path: str) -> None:
         raise expected(option, what, path, damaged) from error
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise expected(option, what, path, "It has no weights of a module in it.")
-    if not isinstance(content.get("student_config"), dict):
+    if not isinstance(content.get("student_config", content.get("student_configs")), dict):
         raise expected(option, "a DistillationModule's checkpoint", path, "It has no student configuration.")
     check_format(option, path, content.get("lightning_kd_format"))

@@ -348,6 +348,8 @@ class MultiTaskModule(L.LightningModule):
     # ---------------------------------------------------------------------------------------------- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for one in self._each():
+            one._finite.look(one)
         checkpoint["student_configs"] = {one.name: one.model.config.to_dict() for one in self._each()}
         checkpoint["lightning_kd_format"] = FORMAT
 

@@ -59,9 +59,9 @@ def records(file: Path) -> Iterator[bytes]:
 class KeyLogger(DummyLogger):
     """Stands for loggers that are given a key."""
 
-    def __init__(self, api_key: str) -> None:
+    def __init__(self, credentials: str) -> None:
         super().__init__()
-        self.api_key = api_key
+        self.credentials = credentials
 
 
 def read_offline_run(folder: Path) -> OfflineRun:

@@ -123,7 +123,10 @@ def test_the_configuration_is_printed(tmp_path: Path, capsys: pytest.CaptureFixt
     ("more", "message"),
     [
         (["--model.tasks.label.temprature", "2"], "temprature"),
-        (["--model.tasks.label.weight", "-1"], "Task 'label': Expected argument `weight` to be a finite number, 0 or"),
+        (
+            ["--model.tasks.label.weight", "-1"],
+            "Task 'label': Expected argument `--model.tasks.label.weight` to be a finite number, 0 or",
+        ),
         (["--model.tasks.rte.weight", "1"], "Expected argument `model.tasks` to be named as the data are"),
     ],
 )

@@ -73,7 +73,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracked]:
         }
         schedule["init_args"]["schedule"]["init_args"] = {"start": 8.0, "end": 2.0}  # type: ignore[index]
         csv_logger = {"class_path": "CSVLogger", "init_args": {"save_dir": "run", "name": "logs"}}
-        key_logger = {"class_path": "offline_run.KeyLogger", "init_args": {"api_key": KEY}}
+        key_logger = {"class_path": "offline_run.KeyLogger", "init_args": {"credentials": KEY}}
         wandb_logger = {"class_path": "WandbLogger", "init_args": {"offline": True}}
         wandb_logger["init_args"]["save_dir"] = str(root / "run")  # W&B's process has a folder of its own
         callbacks = [QUANTIZATION, CHECKPOINT, schedule]
@@ -202,9 +202,9 @@ def test_no_secret_is_written(tracked: Tracked) -> None:
     typed = {tracked.root / "run" / "fit-input.yaml"}  # which the test has written itself
     for path in set(files) - typed:
         content = path.read_bytes()
-        for name, secret in {**SECRETS, "api_key": KEY}.items():
+        for name, secret in {**SECRETS, "credentials": KEY}.items():
             assert secret.encode() not in content, f"{name} is in {path}"
-    assert tracked.wandb.config["trainer"]["logger"][2]["init_args"] == {"api_key": "***"}
+    assert tracked.wandb.config["trainer"]["logger"][2]["init_args"] == {"credentials": "***"}
 
 
 @pytest.mark.parametrize(("folder", "row"), [("student", "student"), ("int8", "int8, torch")])
