@@ -113,6 +113,10 @@ class Typed:
         above = {path, *map(str, Path(path).parents)} - {"/", "."}
         return next((key for key, value in {**self.keys, **typed}.items() if str(value).rstrip("/") in above), None)
 
+    def has(self, path: str) -> bool:
+        """Whether a path was typed as it is, and not its beginning alone."""
+        return any(str(value).rstrip("/") == path for value in {**self.keys, **self._values}.values())
+
     def in_words(self, sentence: str) -> str:
         """A sentence of :func:`lightning_kd._checks.expected` that names the argument as it was typed."""
         return re.sub(r"(?<=[Aa]rgument `)([\w.]+)(?=`)", lambda found: self.place(found[1]), sentence)
@@ -281,8 +285,8 @@ def error_sentence(error: BaseException, typed: Typed | None = None) -> str | No
     if isinstance(error, OSError) and error.errno in _MENDABLE and error.filename is not None:
         path = str(error.filename)
         place = typed.place_of_path(path) if typed else None
-        if error.errno in _DISK and (place is None or place.endswith("default_root_dir")):
-            return None  # the run makes its folders itself
+        if error.errno in _DISK and (place is None or (place.endswith("default_root_dir") and not typed.has(path))):  # type: ignore[union-attr]
+            return None  # something in there, which the run has made itself
         what = f"Expected argument `{place}` to be a path" if place else f"Expected {path} to be a path"
         return f"{what} that can be read and written, but got: {error.strerror}, {path}."
     return None

@@ -23,7 +23,7 @@ def run(code: str) -> str:
 
 def test_the_subcommands_are_those_of_the_command_line() -> None:
     """Stops a new subcommand from being answered as a mistyped one."""
-    assert SUBCOMMANDS == (*DistillationCLI.subcommands(), "describe")
+    assert SUBCOMMANDS == (*DistillationCLI.subcommands(), "describe", "compare", "sweep")
 
 
 @pytest.mark.parametrize("typed", ["fitt", "xyzzy"])

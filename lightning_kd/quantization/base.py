@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
+import lightning_kd.students  # noqa: F401  # registered with transformers, or it cannot open a folder that holds one
 from lightning_kd._checks import InputError
 from lightning_kd.folders import check_config, check_size
 from lightning_kd.quantization.analysis import QuantizationScheme

@@ -31,7 +31,9 @@ _POOLING = "1_Pooling"
 def _of_encoder(name: str) -> Any:
     """A field that is the encoder's own, so that nothing is said twice."""
     return property(
-        lambda config: getattr(config.encoder, name), lambda config, value: setattr(config.encoder, name, value)
+        lambda config: getattr(config.encoder, name),
+        lambda config, value: setattr(config.encoder, name, value),
+        doc=f"The encoder's ``{name}``.",
     )
 
 
