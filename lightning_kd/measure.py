@@ -102,10 +102,10 @@ def _concatenate(parts: Sequence[Tensor]) -> Tensor:
 def time_interleaved(
     forwards: Mapping[str, Forward], batches: Mapping[str, Sequence[Mapping[str, Tensor]]], rounds: int, threads: int
 ) -> dict[str, np.ndarray]:
-    """Seconds of each model on each batch, all models in turn, so that drift hits all alike.
+    """Seconds of each model on each batch, in rounds in which all models have their turn, so that drift hits all alike.
 
-    On one thread they take turns on each batch. On more each runs all batches before the next one does: threads go on
-    spinning for a while after their work, and would keep the next model from the cores.
+    In its turn a model runs all batches, as it would alone: its weights are in the processor's caches, and no thread of
+    another model still spins after its work and keeps it from the cores. The first call of a turn is not measured.
 
     Args:
         forwards: The models by name; those with threads of their own were opened with as many.
@@ -119,19 +119,15 @@ def time_interleaved(
     """
     seconds: dict[str, list[float]] = {name: [] for name in forwards}
     numbers = range(min(len(batches[name]) for name in forwards))
-    if threads == 1:
-        turns = [(name, number) for number in numbers for name in forwards]
-    else:
-        turns = [(name, number) for name in forwards for number in numbers]
     with _torch_threads(threads):
         for round_ in range(rounds + 1):
-            for name, number in turns:
-                if threads > 1 and number == 0:
-                    forwards[name](batches[name][0])  # while the last model's threads come to rest
-                start = time.perf_counter()
-                forwards[name](batches[name][number])
-                if round_:  # the first warms up
-                    seconds[name].append(time.perf_counter() - start)
+            for name, forward in forwards.items():
+                forward(batches[name][0])
+                for number in numbers:
+                    start = time.perf_counter()
+                    forward(batches[name][number])
+                    if round_:  # the first warms up
+                        seconds[name].append(time.perf_counter() - start)
     return {name: np.asarray(values) for name, values in seconds.items()}
 
 

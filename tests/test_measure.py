@@ -57,7 +57,7 @@ def test_same_rows_give_the_same_standard_error() -> None:
 def test_models_take_turns(threads: int) -> None:
     """Stops one model from being timed while the machine is busy and the other while it is not.
 
-    And, on several threads, one from being timed while those of the other are still spinning.
+    And one from being timed while another's threads are still spinning, or its weights fill the caches.
     """
     calls: list[tuple[str, int, int]] = []
 
@@ -69,9 +69,8 @@ def test_models_take_turns(threads: int) -> None:
     batches = {name: [{"x": torch.tensor(i)} for i in range(2)] for name in "abc"}
     before = torch.get_num_threads()
     seconds = time_interleaved(forwards, batches, rounds=3, threads=threads)
-    by_batch = [(name, i, 1) for i in range(2) for name in "abc"]
-    by_model = [(name, i, 2) for name in "abc" for i in (0, 0, 1)]  # the first is not timed
-    assert calls == (by_batch if threads == 1 else by_model) * 4  # the first round is not timed, either
+    turns = [(name, i, threads) for name in "abc" for i in (0, 0, 1)]  # the first is not timed
+    assert calls == turns * 4  # the first round is not timed, either
     assert {name: values.shape for name, values in seconds.items()} == {"a": (6,), "b": (6,), "c": (6,)}
     assert all((values > 0).all() for values in seconds.values())
     assert torch.get_num_threads() == before
