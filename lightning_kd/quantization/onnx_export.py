@@ -7,6 +7,7 @@ import copy
 import logging
 import re
 import warnings
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
@@ -55,6 +56,7 @@ def export(model: PreTrainedModel) -> Any:
     )
     exported = program.model_proto
     _sums_before_norms(exported.graph)
+    _attention_cuts_heads(exported.graph)
     return exported
 
 
@@ -71,6 +73,48 @@ def _sums_before_norms(graph: Any) -> None:
             added = makers.get(node.input[0])
             if added is not None and added.op_type == "Add" and not weights.intersection(added.input):
                 added.op_type = "Sum"
+
+
+def _attention_cuts_heads(graph: Any) -> None:
+    """Give attention the rows as the projections make them, for it to cut into heads itself.
+
+    The exporter puts a ``Reshape`` and a ``Transpose`` around each of its inputs and its output, which copy them: a
+    tenth of a MiniLM's time in int8.
+    """
+    from onnx import helper
+
+    makers: dict[str, Any] = {output: node for node in graph.node for output in node.output}
+    reading: dict[str, Any] = {name: node for node in graph.node for name in node.input}
+    count = Counter(name for node in graph.node for name in node.input)
+    shapes = {value.name: [size.dim_value for size in value.type.tensor_type.shape.dim] for value in graph.value_info}
+    for node in [node for node in graph.node if node.op_type == "Attention"]:
+        swaps: list[Any] = [makers.get(name) for name in node.input[:3]]
+        splits: list[Any] = [makers.get(swap.input[0]) for swap in swaps if _swaps_heads(swap)]
+        back = reading.get(node.output[0])
+        joined = reading.get(back.output[0]) if back is not None and _swaps_heads(back) else None
+        query, key, value = ([*shapes.get(name, []), 0, 0][1] for name in node.input[:3])  # their heads
+        if len(splits) < 3 or not all(map(_reshapes, [*splits, joined])) or not query or not key == value > 0:
+            continue
+        if joined is None or back is None or count[node.output[0]] + count[back.output[0]] > 2:
+            continue
+        for i, split in enumerate(splits):
+            node.input[i] = split.input[0]
+        node.output[0] = joined.output[0]
+        heads = {"q_num_heads": query, "kv_num_heads": key}
+        node.attribute.extend(helper.make_attribute(name, number) for name, number in heads.items())
+        graph.node.remove(back)
+        graph.node.remove(joined)
+        for part in [*swaps, *splits]:
+            if part in graph.node and not any(part.output[0] in other.input for other in graph.node):
+                graph.node.remove(part)
+
+
+def _swaps_heads(node: Any) -> bool:
+    return getattr(node, "op_type", "") == "Transpose" and [*node.attribute[0].ints] == [0, 2, 1, 3]
+
+
+def _reshapes(node: Any) -> bool:
+    return getattr(node, "op_type", "") == "Reshape"
 
 
 def _is_plain(module: nn.Module) -> bool:

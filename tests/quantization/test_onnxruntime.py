@@ -368,5 +368,5 @@ def test_attention_is_one_node_and_no_norm_takes_in_a_sum(
     onnxruntime.InferenceSession(tmp_path / "model.onnx", options, providers=["CPUExecutionProvider"])
     kinds = Counter(node.op_type for node in onnx.load(tmp_path / "run.onnx").graph.node)
     layers, norms = trained.config.num_hidden_layers, sum(isinstance(m, nn.LayerNorm) for m in trained.modules())
-    assert (kinds["Attention"], kinds["Softmax"]) == (layers, 0)
+    assert (kinds["Attention"], kinds["Softmax"], kinds["Transpose"]) == (layers, 0, 0)
     assert (kinds["LayerNormalization"], kinds["SkipLayerNormalization"]) == (norms, 0)
