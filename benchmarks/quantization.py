@@ -155,7 +155,7 @@ def measure(name: str, options: Any, folder: Path, found: list[dict[str, Any]]) 
 
 
 def over_own(runner: Forward, own: Forward, batches: list[dict[str, Tensor]], rounds: int) -> float:
-    """Time of the runner over that of the backend's own interface, batch by batch in turn: some percent are looked for."""
+    """Time of the runner over that of the backend's own interface, the two in turn on each batch."""
     ratios = []
     for batch in batches * (rounds + 1):
         ends = [time.perf_counter()]
