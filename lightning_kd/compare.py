@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from lightning_kd._arguments import ArgumentParser
 from lightning_kd._checks import InputError
 from lightning_kd.charts import draw_report
 from lightning_kd.report import (
     Report,
     markdown_table,
+    metrics_of,
     print_table,
     read_report,
     report_notes,
@@ -84,7 +85,7 @@ def _short_names(paths: list[Path]) -> dict[Path, str]:
 
 def main(arguments: Sequence[str]) -> None:
     """Run ``lightning-kd compare`` with ``arguments``."""
-    parser = argparse.ArgumentParser(prog="lightning-kd compare", description="The reports of many runs side by side.")
+    parser = ArgumentParser("compare", "The reports of many runs side by side.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder with a report.json, or such a file")
     help_text = "folder for compare.md, compare.csv and compare.png (default: runs/compare)"
     parser.add_argument("--path", type=Path, default=Path("runs/compare"), help=help_text)
@@ -108,7 +109,7 @@ def main(arguments: Sequence[str]) -> None:
 def _csv(report: Report) -> str:
     """All figures with all of their digits."""
     text = io.StringIO(newline="")
-    metrics = [(s, m) for s, by_name in report.rows[0].metrics.items() for m in by_name]
+    metrics = metrics_of(report)
     plain = ["name", "parameters", "bytes", "kept", "agreement", "latency_p50", "latency_p95", "throughput"]
     plain += ["times_smaller", "times_faster"]
     writer = csv.writer(text, lineterminator="\n")

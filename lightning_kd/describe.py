@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import torch
@@ -17,7 +15,8 @@ from rich.table import Table
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
-from lightning_kd._checks import InputError, check_range, expected, nearest
+from lightning_kd._arguments import ArgumentParser
+from lightning_kd._checks import InputError, check_range, expected
 from lightning_kd.folders import check_config, check_size
 from lightning_kd.measure import paired_speedup, time_interleaved
 from lightning_kd.models import check_folder, layer_list, num_positions
@@ -215,23 +214,9 @@ def _input_names(path: str) -> list[str]:
         return ["attention_mask"]  # a folder without a tokenizer
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong with the arguments in one sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        options = [option for action in self._actions for option in action.option_strings]
-        if unknown := re.match(r"unrecognized arguments: (\S+)", message):
-            raise InputError(f"There is no option `{unknown[1]}`. {nearest(unknown[1], options)}".strip())
-        if wrong := re.match(r"argument --(\w+): invalid int value: '(.*)'", message):
-            raise expected(wrong[1], "a whole number", wrong[2])
-        if "MODEL" in message:
-            raise expected("MODEL", "folders or Hub names of models", "nothing")
-        raise InputError(f"{message[:1].upper()}{message[1:]}.")
-
-
 def main(arguments: Sequence[str]) -> None:
     """Run ``lightning-kd describe`` with ``arguments``."""
-    parser = _Parser("lightning-kd describe", description="Where the parameters of models are.", allow_abbrev=False)
+    parser = ArgumentParser("describe", "Where the parameters of models are.")
     parser.add_argument("models", nargs="+", metavar="MODEL", help="folder, float or int8, or Hub name")
     parser.add_argument("--times", action="store_true", help="add the median latency of one row, measured in turns")
     parser.add_argument("--length", type=int, default=32, help="tokens in that row (default: 32)")

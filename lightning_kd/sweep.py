@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import hashlib
 import io
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from lightning_kd._arguments import ArgumentParser
 from lightning_kd._checks import InputError, expected
 from lightning_kd._progress import stage
 from lightning_kd.report import markdown_table, print_table, read_report, write_text
@@ -259,7 +259,7 @@ def _table(sweep: Sweep, runs: Sequence[_Run]) -> tuple[list[str], list[list[str
 def main(arguments: Sequence[str]) -> None:
     """Run ``lightning-kd sweep`` with ``arguments``."""
     about = "The search that a W&B sweep file describes, without W&B. Run it again to go on after an interruption."
-    parser = argparse.ArgumentParser(prog="lightning-kd sweep", description=about)
+    parser = ArgumentParser("sweep", about)
     parser.add_argument("file", type=Path, metavar="FILE", help="sweep file, as `wandb sweep` takes it")
     parser.add_argument("--runs", type=int, help="runs at most (default: run_cap in the file, or the whole grid)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time (default: 1)")

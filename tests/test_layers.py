@@ -16,6 +16,7 @@ LAYERS: dict[str, float] = {
     "outputs": 0,
     "_checks": 0,
     "_secrets": 0,
+    "_arguments": 0.5,
     "_progress": 0,
     "folders": 0.5,
     "schedules": 1,
