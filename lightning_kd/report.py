@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,6 +25,7 @@ __all__ = [
     "Times",
     "installed_versions",
     "markdown_table",
+    "metrics_of",
     "print_table",
     "read_report",
     "report_notes",
@@ -31,6 +33,11 @@ __all__ = [
     "threads_text",
     "write_text",
 ]
+
+#: What a report's notes say of its setting.
+_SETTING = ("data", "processor", "threads")
+#: Larger numbers and longer names are no report's.
+_MOST, _LONGEST = 1e15, 1000
 
 
 @dataclass(frozen=True)
@@ -168,10 +175,12 @@ def read_report(path: Path) -> Report:
         rows = [_row(each) for each in content.pop("rows")]
         details = content.pop("details", {})
         found = [Disagreement(**each) for each in details.pop("disagreements", [])]
-        return Report(rows, **content, details=Details(**details, disagreements=found))
+        report = Report(rows, **content, details=Details(**details, disagreements=found))
+        _check(report)
+        return report
     except OSError as error:
         raise expected("RUN", "a run's folder with a report.json", str(path), "Run `fit` first.") from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise InputError(f"{file} is not a report, or is damaged: run the experiment again.") from error
 
 
@@ -180,6 +189,33 @@ def _row(content: dict[str, Any]) -> ReportRow:
     threads = {int(number): Times(**times) for number, times in content.get("more_threads", {}).items()}
     kept = tuple(content.get("kept_float", ()))
     return ReportRow(**{**content, "metrics": metrics, "more_threads": threads, "kept_float": kept})
+
+
+def _check(report: Report) -> None:
+    """Raise unless the figures can be what was measured, and there is one of the main metric of each model."""
+    numbers: list[Any] = [report.split_rows[report.main_split], *report.split_rows.values()]
+    texts: list[Any] = [report.main_metric, *report.split_rows, *(str(report.setting[k]) for k in _SETTING)]
+    for row in report.rows:
+        numbers += [row.parameters, row.bytes]
+        for times in (row, *row.more_threads.values()):
+            numbers += [times.latency_p50, times.latency_p95, times.throughput]
+            numbers += [] if times.times_faster is None else [times.times_faster]
+        numbers += [each for each in (row.kept, row.agreement, row.times_smaller) if each is not None]
+        texts += [row.name, *row.metrics, *row.kept_float]
+        row.metrics[report.main_split][report.main_metric]
+        for estimate in (each for by_name in row.metrics.values() for each in by_name.values()):
+            if not all(type(each) in (int, float) and abs(each) < _MOST for each in (estimate.value, _error(estimate))):
+                raise ValueError("a metric that is no number")
+    if not report.rows or not all(isinstance(text, str) and len(text) < _LONGEST for text in texts):
+        raise ValueError("no model, or a name that is no text")
+    if not all(type(number) in (int, float) and 0 <= number < _MOST for number in numbers):
+        raise ValueError("a size or a time that is no number")
+
+
+def _error(estimate: Estimate) -> float:
+    """The standard error; 0 where there is none, as with one row."""
+    error = estimate.standard_error
+    return 0.0 if isinstance(error, float) and math.isnan(error) else error
 
 
 def installed_versions() -> dict[str, str]:
@@ -201,18 +237,24 @@ def write_text(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
+def metrics_of(report: Report) -> list[tuple[str, str]]:
+    """Splits and metrics of all rows; of several runs some may have metrics that others have not."""
+    by_row = [(split, metric) for row in report.rows for split, metrics in row.metrics.items() for metric in metrics]
+    return list(dict.fromkeys(by_row))
+
+
 def report_table(report: Report) -> tuple[list[str], list[list[str]]]:
     """Header and cells of a report; columns that no model has a value for are left out."""
-    header = ["model", "parameters", "size"]
-    header += [f"{metric}, {split}" for split, metrics in report.rows[0].metrics.items() for metric in metrics]
+    columns = metrics_of(report)
+    header = ["model", "parameters", "size", *(f"{metric}, {split}" for split, metric in columns)]
     header += ["kept", "agrees with float", "ms, p50", "ms, p95", "texts/s", "smaller", "faster"]
     for threads in report.rows[0].more_threads:
         header += [f"{name}, {threads_text(threads)}" for name in ("ms, p50", "ms, p95", "texts/s", "faster")]
     cells = []
     for row in report.rows:
         line = [row.name, f"{row.parameters / 1e6:.1f} M", f"{row.bytes / 1e6:.1f} MB"]
-        for metrics in row.metrics.values():
-            line += [f"{estimate.value:.4f} ± {estimate.standard_error:.4f}" for estimate in metrics.values()]
+        found = [row.metrics.get(split, {}).get(metric) for split, metric in columns]
+        line += ["" if each is None else f"{each.value:.4f} ± {each.standard_error:.4f}" for each in found]
         line += [
             "" if row.kept is None else f"{row.kept:.1f} %",
             "" if row.agreement is None else f"{100 * row.agreement:.1f} %",
@@ -271,7 +313,7 @@ def markdown_table(header: Sequence[str], cells: Sequence[Sequence[str]], notes:
 
 def print_table(title: str, header: Sequence[str], cells: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:
     """Print a table: a row a model where the terminal is wide enough, else a column a model."""
-    console = Console()
+    console = Console(markup=False)  # a name may have brackets
     width = sum(max(len(line[i]) for line in [header, *cells]) + 3 for i in range(len(header)))
     lines = [list(line) for line in [header, *cells]]
     if width > console.width:

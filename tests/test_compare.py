@@ -73,10 +73,13 @@ def test_runs_stand_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert min(imread(tmp_path / "out" / "compare.png").shape[:2]) > 300
 
 
+F1 = [replace(row("model", 0.9, 4_000_000, 8.0), metrics={"test": {"f1": Estimate(0.9, 0.01)}})]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"main_metric": "f1"}, r"the same main metric, but .*a is about accuracy and .*b about f1"),
+        ({"main_metric": "f1", "rows": F1}, r"the same main metric, but .*a is about accuracy and .*b about f1"),
         ({"main_split": "validation"}, r"the same main split"),
         ({"split_rows": {"test": 31, "validation": 40}}, r"the same rows, but .*a has 30 of test and .*b 31"),
     ],
@@ -94,3 +97,23 @@ def test_a_damaged_report_is_named(tmp_path: Path) -> None:
     write_text(tmp_path / "report.json", "{}")
     with pytest.raises(InputError, match=r"report\.json is not a report, or is damaged"):
         compare([tmp_path])
+
+
+def test_a_figure_stands_under_its_own_metric(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Stops one run's F1 from standing in another's column of accuracy, and brackets in a name from being lost."""
+    other = report(0.8)
+    rows = [
+        replace(r, metrics={"test": {"f1": Estimate(0.7, 0.1), **r.metrics["test"]}}, name=f"{r.name} [a]")
+        for r in other.rows
+    ]
+    runs = [written(tmp_path, "x", report(0.85)), written(tmp_path, "y", replace(other, rows=rows))]
+    main([*map(str, runs), "--path", str(tmp_path / "out")])
+    with (tmp_path / "out" / "compare.csv").open() as file:
+        cells = {
+            r["name"]: (r["accuracy, test"], r["f1, test"], r["accuracy, validation"]) for r in csv.DictReader(file)
+        }
+    assert cells["x: student"] == ("0.85", "", "0.85") and cells["y: student [a]"] == ("0.8", "0.7", "")
+    assert "| y: student [a] | 0.5 M | 2.0 MB | 0.8000 ± 0.0100 |  | 0.7000 ± 0.1000 |" in (
+        (tmp_path / "out" / "compare.md").read_text()
+    )
+    assert "[a]" in capsys.readouterr().out

@@ -17,11 +17,15 @@ from hypothesis import strategies as st
 from transformers import AutoConfig
 
 from lightning_kd import InputError, Runner
+from lightning_kd.charts import draw_report
 from lightning_kd.checkpoints import check_checkpoint
+from lightning_kd.compare import compare
 from lightning_kd.logit_cache import CachedLogits, LogitWriter, Rows
 from lightning_kd.quantization import DynamicInt8
 from lightning_kd.quantization.base import empty_model
+from lightning_kd.report import print_table, report_notes, report_table
 from lightning_kd.typed import Typed
+from source_tree import ROOT
 
 #: The same examples in every run: a new one that fails is a finding, not an accident of the day.
 FUZZ = settings(
@@ -306,3 +310,34 @@ def test_a_hostile_configuration(content: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(content)
     with pytest.raises(InputError, match="`--config`"):
         Typed(["fit", "--config", str(tmp_path / "config.yaml")])
+
+
+# -------------------------------------------------------------------------------------------------- reports
+
+
+@settings(FUZZ, max_examples=60)
+@given(value=HOSTILE, data=st.data())
+def test_a_hostile_report(tmp_path_factory: pytest.TempPathFactory, value: Any, data: st.DataObject) -> None:
+    """Stops `compare` from a traceback, a chart without end or a figure under another name."""
+    content = json.loads((ROOT / "benchmarks" / "results" / "stsb.json").read_text(encoding="utf-8"))
+    folder = tmp_path_factory.mktemp("run")
+    report = changed(content, data.draw(st.sampled_from(paths(content))), value)
+    (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    found = open_or_refuse(lambda: compare([folder]))
+    if found is not None:
+        header, cells = report_table(found)
+        assert all(len(line) == len(header) for line in cells)
+        print_table("", header, cells, report_notes(found))
+        draw_report(found, folder / "compare.png")
+    shutil.rmtree(folder)
+
+
+@settings(FUZZ, max_examples=100)
+@given(damage=damages())
+def test_a_damaged_report(tmp_path_factory: pytest.TempPathFactory, damage: Callable[[bytes], bytes]) -> None:
+    """Stops a file that is cut off from being taken for a report."""
+    folder = tmp_path_factory.mktemp("run")
+    whole = (ROOT / "benchmarks" / "results" / "stsb.json").read_bytes()
+    (folder / "report.json").write_bytes(damage(whole))
+    open_or_refuse(lambda: compare([folder]))
+    shutil.rmtree(folder)
