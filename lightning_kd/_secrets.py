@@ -7,15 +7,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["MASK", "mask_arguments", "without_secrets"]
+__all__ = ["MASK", "SECRETS", "mask_arguments", "without_secrets"]
 
 #: What stands in the place of a secret.
 MASK = "***"
 
-#: The last words of an option's or a variable's name that say that its value is a secret.
-_NAME = re.compile(
-    r"(^|_|-)(api_?key|access_?key|secret|secret_?key|token|password|passwd|credentials?)$", re.IGNORECASE
-)
+#: Options that hold a secret: the command line refuses them.
+SECRETS = {"token", "hf_token", "api_key", "apikey", "access_key", "secret", "secret_key", "password"}
+#: What else the name of an option or a variable may end in, so that its value is masked.
+_NAME = re.compile(rf"(^|_|-)({'|'.join(sorted(SECRETS))}|accesskey|secretkey|passwd|credentials?)$", re.IGNORECASE)
 
 #: Shorter values of such variables are no secrets, and would be found in many words.
 _SHORTEST = 8

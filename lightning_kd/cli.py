@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import os
@@ -11,12 +10,10 @@ import shlex
 import shutil
 import sys
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
-import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
@@ -47,7 +44,7 @@ from lightning_kd.models import ModelSource, has_tokenizer, load_config
 from lightning_kd.module import DistillationModule
 from lightning_kd.multi_task import MultiTaskModule, is_for_one_task
 from lightning_kd.trainer import CompressionTrainer
-from lightning_kd.typed import Typed, error_sentence, run_sentence, sentence_of, trainer_words
+from lightning_kd.typed import Typed, error_sentence, flat, run_sentence, sentence_of, trainer_words
 
 __all__ = ["DistillationCLI", "main"]
 
@@ -228,27 +225,13 @@ class DistillationCLI(LightningCLI):
 
 def _has_tasks(args: ArgsType) -> bool:
     """Whether arguments, or configurations that they name, give the model tasks: the parser needs to know its class."""
-    typed = sys.argv[1:] if args is None else args
-    if not isinstance(typed, list):
-        return _gives_tasks(typed.as_dict() if isinstance(typed, Namespace) else typed)
-    if any(argument.startswith("--model.tasks") for argument in typed):
-        return True
-    named = [value for option, value in itertools.pairwise(typed) if option in ("-c", "--config")]
-    named += [argument.removeprefix("--config=") for argument in typed if argument.startswith("--config=")]
-    for path in map(Path, named):
-        try:
-            if path.is_file() and _gives_tasks(yaml.safe_load(path.read_text(encoding="utf-8"))):
-                return True
-        except (yaml.YAMLError, UnicodeDecodeError):  # which the parser is to complain of
-            continue
-    return False
-
-
-def _gives_tasks(config: Any) -> bool:
-    """Whether a configuration, or that of its subcommand, has ``model.tasks``."""
-    values = [config, *config.values()] if isinstance(config, Mapping) else []
-    models = [value.get("model") for value in values if isinstance(value, Mapping)]
-    return any(isinstance(model, Mapping) and "tasks" in model for model in models)
+    words = sys.argv[1:] if args is None else args
+    if isinstance(words, list):
+        typed = _Parser.typed or Typed(words)
+        keys = [*(option.removeprefix("--") for option in typed.options), *typed.keys]
+    else:
+        keys = list(flat(words.as_dict() if isinstance(words, Namespace) else words))
+    return any(re.match(r"(\w+\.)?model\.tasks(\.|$)", key) for key in keys)  # or below a subcommand's name
 
 
 class _LogConfig(SaveConfigCallback):

@@ -197,7 +197,8 @@ def _check(report: Report) -> None:
     texts: list[Any] = [report.main_metric, *report.split_rows, *(str(report.setting[k]) for k in _SETTING)]
     for row in report.rows:
         numbers += [row.parameters, row.bytes]
-        for times in (row, *row.more_threads.values()):
+        speeds: list[ReportRow | Times] = [row, *row.more_threads.values()]
+        for times in speeds:
             numbers += [times.latency_p50, times.latency_p95, times.throughput]
             numbers += [] if times.times_faster is None else [times.times_faster]
         numbers += [each for each in (row.kept, row.agreement, row.times_smaller) if each is not None]

@@ -17,8 +17,9 @@ import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_kd._checks import InputError, RunError, expected, nearest
+from lightning_kd._secrets import SECRETS
 
-__all__ = ["Typed", "error_sentence", "run_sentence", "sentence_of", "trainer_words"]
+__all__ = ["Typed", "error_sentence", "flat", "run_sentence", "sentence_of", "trainer_words"]
 
 #: What a user calls the types that a value can have.
 _TYPES = {
@@ -29,8 +30,6 @@ _TYPES = {
     "list": "a list",
     "dict": "a mapping of names to values",
 }
-#: Keys whose values nobody may read in a log.
-_SECRETS = {"token", "hf_token", "api_key", "apikey", "access_key", "secret", "secret_key", "password"}
 #: Errors of the file system that a user can mend.
 _MENDABLE = {
     errno.EACCES,
@@ -67,11 +66,11 @@ class Typed:
         self.keys: dict[str, Any] = {}
         for option, file in _files(arguments):
             try:
-                self.keys.update(_flat(_read(option, file)))
+                self.keys.update(flat(_read(option, file)))
             except RecursionError as error:
                 raise expected(option, "a YAML file", file, "It holds itself, or is nested too deeply.") from error
         for key in (*self.options, *(key for key, value in self.keys.items() if value is not None)):
-            if key.rpartition(".")[2].lower() in _SECRETS:
+            if key.rpartition(".")[2].lower() in SECRETS:
                 raise InputError(
                     f"`{key}` is a secret, and a configuration is saved and logged: leave it out, and set it in the "
                     "environment (WANDB_API_KEY, HF_TOKEN)."
@@ -159,8 +158,13 @@ def _read(option: str, file: str) -> dict[str, Any]:
     return content
 
 
-def _flat(content: Any, start: str = "") -> dict[str, Any]:
-    """All keys, with those above them, and their values."""
+def flat(content: Any, start: str = "") -> dict[str, Any]:
+    """All keys of mappings and lists in each other, with those above them, and their values.
+
+    Example:
+        >>> flat({"model": {"tasks": ["a"]}})
+        {'model': {'tasks': ['a']}, 'model.tasks': ['a']}
+    """
     inner: list[tuple[str, Any]] = []
     if isinstance(content, dict):
         inner = [(f"{start}.{key}" if start else str(key), value) for key, value in content.items()]
@@ -168,7 +172,7 @@ def _flat(content: Any, start: str = "") -> dict[str, Any]:
         inner = [(f"{start}[{i}]", value) for i, value in enumerate(content)]
     found = {key: value for key, value in inner if not key.endswith("]")}
     for key, value in inner:
-        found.update(_flat(value, key))
+        found.update(flat(value, key))
     return found
 
 
