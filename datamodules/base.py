@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any, cast
@@ -28,13 +28,10 @@ from lightning_kd.datamodules.batching import (
     loader_options,
 )
 from lightning_kd.datamodules.holdout import hold_out
-from lightning_kd.datamodules.token_cache import Chunk, cached, place_of
+from lightning_kd.datamodules.token_cache import cached, encode, place_of
 from lightning_kd.models import check_folder
 
 __all__ = ["TransformerDataModule"]
-
-#: Texts that are tokenized together.
-_TOGETHER = 2_000
 
 
 class TransformerDataModule(L.LightningDataModule):
@@ -285,7 +282,8 @@ class TransformerDataModule(L.LightningDataModule):
     def _tokenize(self, rows: Dataset, numbers: NDArray[np.int64], tokenizer: PreTrainedTokenizerBase) -> TokenizedRows:
         chosen = rows if len(numbers) == len(rows) else rows.select(numbers)
         place = place_of(rows, numbers, self.text_columns, tokenizer, self.max_length)
-        encoded = cached(place, lambda: self._encode(chosen, tokenizer))
+        texts = chosen.select_columns(list(self.text_columns))
+        encoded = cached(place, lambda: encode(texts, tokenizer, self.max_length, self._on_tokenized))
         labels: Any = None
         if self.label_column in chosen.column_names:
             is_float = self.label_names is None or self.multi_label
@@ -297,21 +295,6 @@ class TransformerDataModule(L.LightningDataModule):
             index=numbers,
             truncated=encoded.truncated,
         )
-
-    def _encode(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Iterator[Chunk]:
-        texts = rows.select_columns(list(self.text_columns))
-        for start in range(0, len(rows), _TOGETHER):
-            columns = texts[start : start + _TOGETHER]
-            encoded = tokenizer(
-                *(columns[column] for column in self.text_columns),
-                truncation=True,
-                max_length=self.max_length,
-                padding=False,
-                return_attention_mask=False,
-            )
-            tokens = {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
-            self._on_tokenized(len(encoded["input_ids"]))
-            yield tokens, sum(bool(e.overflowing) for e in encoded.encodings or [])
 
     # ---------------------------------------------------------------------------------------------- loaders
 

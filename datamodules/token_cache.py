@@ -21,10 +21,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Chunk", "Encoded", "cached", "place_of"]
+__all__ = ["Chunk", "Encoded", "cached", "encode", "place_of"]
 
 #: Fewer rows are encoded within a second or two, and stay in memory.
 _SMALLEST = 10_000
+
+#: Texts that are tokenized together.
+_TOGETHER = 2_000
 
 #: Of some rows: their tokens by the model's input name, and how many of the rows were cut.
 Chunk = tuple[dict[str, list[list[int]]], int]
@@ -78,6 +81,31 @@ def place_of(
     found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     found.update(numbers.tobytes())
     return folder / f"tokens-{found.hexdigest()[:32]}"
+
+
+def encode(
+    texts: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, on_done: Callable[[int], None]
+) -> Iterator[Chunk]:
+    """Texts, or pairs of them, as token ids.
+
+    Args:
+        texts: The columns that are read, in their order.
+        tokenizer: Theirs.
+        max_length: Tokens of a row at most.
+        on_done: Told how many rows more are done.
+    """
+    for start in range(0, len(texts), _TOGETHER):
+        columns = texts[start : start + _TOGETHER]
+        encoded = tokenizer(
+            *(columns[name] for name in texts.column_names),
+            truncation=True,
+            max_length=max_length,
+            padding=False,
+            return_attention_mask=False,
+        )
+        tokens = {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
+        on_done(len(encoded["input_ids"]))
+        yield tokens, sum(bool(each.overflowing) for each in encoded.encodings or [])
 
 
 def cached(folder: Path | None, encode: Callable[[], Iterator[Chunk]]) -> Encoded:

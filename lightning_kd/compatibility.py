@@ -98,15 +98,17 @@ def check_labels(who: str, config: PretrainedConfig, label_names: list[str] | No
         )
 
 
-def check_length(name: str, model: nn.Module, longest: int) -> None:
+def check_length(name: str, model: nn.Module, data: Any, teacher: str | None = None) -> None:
     """Refuse rows that are longer than a model has positions for.
 
     Args:
         name: The argument that names the model.
         model: With a table of positions, or without, then any length will do.
-        longest: Tokens in the longest row.
+        data: The data module; any length will do of one that does not know its longest row.
+        teacher: The model's name, if it may read the rows by a tokenizer of its own.
     """
     positions = num_positions(model)
+    longest = data.longest(teacher) if hasattr(data, "longest") else 0
     if positions is not None and longest > positions:
         raise InputError(
             f"The longest row of the data has {longest} tokens, but `{name}` has {positions} positions: set "

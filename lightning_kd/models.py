@@ -28,6 +28,7 @@ __all__ = [
     "load_model",
     "load_trained",
     "num_positions",
+    "shape_in_words",
 ]
 
 
@@ -330,6 +331,12 @@ def keep_layers(model: PreTrainedModel, layers: Sequence[int], name: str = "keep
 def freeze(model: PreTrainedModel) -> PreTrainedModel:
     """``model`` in eval mode, none of its parameters trainable."""
     return model.eval().requires_grad_(False)
+
+
+def shape_in_words(config: PretrainedConfig, model: PreTrainedModel | None) -> str:
+    """Kind, layers and, of a loaded model, parameters."""
+    layers = f"{config.model_type}, {getattr(config, 'num_hidden_layers', '?')} layers"
+    return layers if model is None else f"{layers}, {count_parameters(model) / 1e6:.1f} M parameters"
 
 
 def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, cast
 
 import lightning as L
@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from lightning_kd._checks import InputError, check_positive, check_range, expected
 from lightning_kd.compatibility import (
@@ -32,10 +32,11 @@ from lightning_kd.ensemble import Ensemble
 from lightning_kd.features import FeatureCapture
 from lightning_kd.finite import FiniteCheck
 from lightning_kd.folders import FORMAT, check_format
+from lightning_kd.hyperparameters import keep_plain
 from lightning_kd.logit_cache import CachedLogits
 from lightning_kd.losses import DistillationLoss
-from lightning_kd.models import ModelSource, count_parameters, load_config, load_model
-from lightning_kd.optim import AdamW, optimization
+from lightning_kd.models import ModelSource, count_parameters, load_config, load_model, shape_in_words
+from lightning_kd.optim import AdamW, learning_rates, optimization
 from lightning_kd.outputs import Needs
 from lightning_kd.tasks import SequenceClassification, Task
 from lightning_kd.teachers import OpenCache, Teachers
@@ -126,13 +127,9 @@ class DistillationModule(L.LightningModule):
         self._capture: FeatureCapture | None = None  # the student's
         self._finite = FiniteCheck()
         self.save_hyperparameters(ignore=["losses", "optimizer", "lr_scheduler"])
-        if "_instantiator" not in self.hparams:  # made by hand rather than by the command line: keep it plain, too
-            self.hparams["student"] = dataclasses.asdict(student)
-            self.hparams["teachers"] = {name: dataclasses.asdict(source) for name, source in (teachers or {}).items()}
-            self.hparams["ensemble"] = dataclasses.asdict(ensemble)
-            self.hparams["task"] = task.spec()
-            self.hparams["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
-            self._hparams_initial = dict(self.hparams)
+        sources = {name: asdict(source) for name, source in self.teacher_sources.items()}
+        plain = {"student": asdict(student), "teachers": sources, "ensemble": asdict(ensemble), "task": task.spec()}
+        keep_plain(self, plain)
 
     # ---------------------------------------------------------------------------------------------- building
 
@@ -205,11 +202,6 @@ class DistillationModule(L.LightningModule):
     def _data(self, attribute: str, default: Any) -> Any:
         return getattr(self.trainer.datamodule, attribute, default)  # type: ignore[attr-defined]  # set by the trainer
 
-    def _longest(self, teacher: str | None = None) -> int:
-        """Tokens in the longest row of the data, as the student reads it or a teacher."""
-        longest = self._data("longest", None)
-        return 0 if longest is None else int(longest(teacher))
-
     def _build_student(self, whole: bool) -> None:
         data = getattr(self.trainer, "datamodule", None)
         has_data = getattr(data, "has_labels", hasattr(data, "label_names"))
@@ -233,18 +225,17 @@ class DistillationModule(L.LightningModule):
                 config.pad_token_id = tokenizer.pad_token_id
             check_vocabulary("model.student", source, config, tokenizer)
         self.student = load_model(source, self.task.auto_class, config, "model.student", whole)
-        check_length("model.student", self.student, self._longest())
+        check_length("model.student", self.student, data)
         start_embeddings(self.student, source, tokenizer)
 
     def _build_losses_and_teachers(self) -> None:
-        unlabelled = self._data("num_unlabelled", 0)
-        check_terms(list(self.losses), list(self.teacher_sources), self._given_weights, unlabelled)
+        names = list(self.teacher_sources)
+        check_terms(list(self.losses), names, self._given_weights, self._data("num_unlabelled", 0))
         check_loss_teachers(self.loss_teachers, self.losses, self.teacher_sources)
         has_classes = self.model.config.num_labels != 1 and not self.task.multi_label
-        self.ensemble.check(list(self.teacher_sources), has_classes)
+        self.ensemble.check(names, has_classes)
         self._teachers.task = self.task
         self._teachers.load_configs()
-        names = list(self.teacher_sources)
         foreign = self._data("teacher_tokenizers", {})
         needs, student_needs = dict.fromkeys(names, Needs()), Needs()
         for name, module in self.losses.items():
@@ -267,7 +258,7 @@ class DistillationModule(L.LightningModule):
         for name, source in self.teacher_sources.items():
             config = self._teachers.configs[name]
             if name in self.teachers:
-                check_length(f"model.teachers.{name}", self.teachers[name], self._longest(name))
+                check_length(f"model.teachers.{name}", self.teachers[name], data, name)
             check_labels(f"the teacher {name!r}", config, self._data("label_names", label_names_of(self.model.config)))
             self.task.check_teacher(name, config)
             tokenizer = foreign.get(name, self._data("tokenizer", None))
@@ -282,13 +273,9 @@ class DistillationModule(L.LightningModule):
         if self._compiles:
             for model in (self.model, *self.teachers.values()):
                 model.compile(dynamic=True)  # in place: the names of the weights stay; batches differ in length
-        parts = []
-        for name, config in self._teachers.configs.items():
-            title = "teacher" if name == "teacher" else f"teacher {name}"
-            teacher = self.teachers.get(name)
-            parts.append(f"{title}: {_describe(config, teacher)}, {'cached' if teacher is None else 'frozen'}")
+        parts = self._teachers.in_words()
         trained = count_parameters(self, trainable_only=True)
-        parts.append(f"student: {_describe(self.model.config, self.model)}, {trained / 1e6:.1f} M trained")
+        parts.append(f"student: {shape_in_words(self.model.config, self.model)}, {trained / 1e6:.1f} M trained")
         for name, loss in self.losses.items():
             if pairs := cast(DistillationLoss, loss).describe():
                 parts.append(f"{name}: layers {pairs}")
@@ -339,15 +326,10 @@ class DistillationModule(L.LightningModule):
             values = self.trainer.strategy.reduce(values)  # of the batch of all processes
         # On the CPU, in one copy: the trainer reads them again after every batch, and that would be to wait for a GPU.
         self.log_dict(dict(zip(names, values.cpu(), strict=True)), prog_bar=True)
-        settings = {f"train/weight/{name}": weight for name, weight in self.loss_weights.items()}
-        settings["train/weight/hard"] = self.hard_label_weight
-        if self.losses:
-            settings["train/temperature"] = self.temperature
-        groups = self.trainer.optimizers[0].param_groups
-        first = groups[0].get("initial_lr")
-        for i, group in enumerate(groups):
-            if i == 0 or group.get("initial_lr") != first:
-                settings[f"train/lr/{i}" if i else "train/lr"] = group["lr"]
+        weights = {**self.loss_weights, "hard": self.hard_label_weight}
+        settings = {f"train/weight/{name}": weight for name, weight in weights.items()}
+        settings |= {"train/temperature": self.temperature} if self.losses else {}
+        settings |= learning_rates(self.trainer.optimizers[0])
         self.log_dict({name: torch.tensor(float(value)) for name, value in settings.items()})
 
     def _evaluate(self, batch: dict[str, Tensor], dataloader_idx: int) -> None:
@@ -420,8 +402,3 @@ class DistillationModule(L.LightningModule):
 
     def _check_state(self, state: Mapping[str, Tensor]) -> None:
         check_state(state, self.state_dict())
-
-
-def _describe(config: PretrainedConfig, model: PreTrainedModel | None) -> str:
-    layers = f"{config.model_type}, {getattr(config, 'num_hidden_layers', '?')} layers"
-    return layers if model is None else f"{layers}, {count_parameters(model) / 1e6:.1f} M parameters"

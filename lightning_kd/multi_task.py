@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lightning_kd._checks import InputError, check_range, expected, nearest
 from lightning_kd.ensemble import Ensemble
 from lightning_kd.folders import FORMAT
+from lightning_kd.hyperparameters import keep_plain
 from lightning_kd.losses import DistillationLoss
 from lightning_kd.models import ModelSource, count_parameters
 from lightning_kd.module import DistillationModule
@@ -215,11 +216,8 @@ class MultiTaskModule(L.LightningModule):
         self.register_state_dict_post_hook(_once)
         self.register_load_state_dict_pre_hook(_for_all)
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
-        if "_instantiator" not in self.hparams:  # made by hand rather than by the command line: keep it plain, too
-            self.hparams["student"] = dataclasses.asdict(student)
-            self.hparams["tasks"] = {name: options.spec() for name, options in tasks.items()}
-            self.hparams["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
-        self._hparams_initial = dict(self.hparams)
+        specs = {name: options.spec() for name, options in tasks.items()}
+        keep_plain(self, {"student": dataclasses.asdict(student), "tasks": specs})
 
     def _each(self) -> Iterator[_OneTask]:
         return iter(cast("list[_OneTask]", list(self.tasks.values())))

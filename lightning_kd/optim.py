@@ -13,7 +13,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from lightning_kd._checks import InputError
 
-__all__ = ["AdamW", "optimization", "parameter_groups"]
+__all__ = ["AdamW", "learning_rates", "optimization", "parameter_groups"]
 
 
 class AdamW(torch.optim.AdamW):
@@ -61,6 +61,13 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
             group["weight_decay"] = 0.0
         groups.append(group)
     return groups
+
+
+def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """``train/lr``, and ``train/lr/<n>`` of each group that began with another rate, as they are logged."""
+    groups = optimizer.param_groups
+    others = [i for i, group in enumerate(groups) if group.get("initial_lr") != groups[0].get("initial_lr")]
+    return {"train/lr": groups[0]["lr"], **{f"train/lr/{i}": groups[i]["lr"] for i in others}}
 
 
 def optimization(

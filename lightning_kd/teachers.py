@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from lightning_kd.ensemble import Ensemble
 from lightning_kd.features import FeatureCapture
 from lightning_kd.logit_cache import CachedLogits
-from lightning_kd.models import ModelSource, load_config, load_trained
+from lightning_kd.models import ModelSource, load_config, load_trained, shape_in_words
 from lightning_kd.outputs import Features, LossInputs, Needs
 from lightning_kd.tasks import Task
 
@@ -49,6 +49,15 @@ class Teachers:
     def of(self, loss: str) -> list[str]:
         """The teachers that a loss learns from: one alone, or all together."""
         return [self.loss_teachers[loss]] if loss in self.loss_teachers else list(self.sources)
+
+    def in_words(self) -> list[str]:
+        """What each is, and whether it runs."""
+        parts = []
+        for name, config in self.configs.items():
+            title = "teacher" if name == "teacher" else f"teacher {name}"
+            model = self.models.get(name)
+            parts.append(f"{title}: {shape_in_words(config, model)}, {'cached' if model is None else 'frozen'}")
+        return parts
 
     def load_configs(self) -> None:
         """What is known of the teachers without their weights."""
