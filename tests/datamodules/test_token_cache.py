@@ -60,7 +60,7 @@ def test_a_second_start_does_not_tokenize(make: Make, monkeypatch: pytest.Monkey
     """Stops a key that changes with every process, or once the tokenizer has been used."""
     first = make()
     first.tokenizer(["ba da"], padding="max_length", truncation=True, max_length=3)
-    monkeypatch.setattr(GLUEDataModule, "_encode", refuse)
+    monkeypatch.setattr("lightning_kd.datamodules.base.encode", refuse)
     second = make()
     assert place(second) == place(first) is not None
     batch = next(iter(second.train_dataloader()))
@@ -86,7 +86,7 @@ def test_texts_of_ones_own_in_the_layout_of_the_hub_stay_in_their_file(
         data = TextDataModule(str(glue_folder), "sst2", text_column="sentence", tokenizer=str(tiny_model("bert")))
         data.setup("fit")
         files[name] = place(data)
-        monkeypatch.setattr(TextDataModule, "_encode", refuse)
+        monkeypatch.setattr("lightning_kd.datamodules.base.encode", refuse)
     assert files["first"] is not None and files["first"] == files["second"]
 
 
