@@ -95,7 +95,7 @@ class SentenceEncoderExport(L.Callback):
         check_output("path", output_path(trainer, self.path, "sentence_encoder"))
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, DistillationModule)  # noqa: S101
+        assert isinstance(pl_module, DistillationModule)  # noqa: S101  # the callbacks belong to this module
         if is_trial(trainer):
             return
         folder = output_path(trainer, self.path, "sentence_encoder")

@@ -11,7 +11,8 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from lightning_kd._checks import InputError, expected, nearest
 from lightning_kd.callbacks.theseus import Theseus
-from lightning_kd.multi_task import MultiTaskModule, TaskTrainer
+from lightning_kd.multi_task import MultiTaskModule
+from lightning_kd.task_trainer import TaskTrainer
 
 __all__ = ["PerTask"]
 

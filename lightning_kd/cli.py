@@ -42,7 +42,8 @@ from lightning_kd.checkpoints import check_checkpoint
 from lightning_kd.compatibility import check_strategy
 from lightning_kd.models import ModelSource, has_tokenizer, load_config
 from lightning_kd.module import DistillationModule
-from lightning_kd.multi_task import MultiTaskModule, is_for_one_task
+from lightning_kd.multi_task import MultiTaskModule
+from lightning_kd.task_trainer import is_for_one_task
 from lightning_kd.trainer import CompressionTrainer
 from lightning_kd.typed import Typed, error_sentence, flat, run_sentence, sentence_of, trainer_words
 
@@ -139,9 +140,9 @@ class DistillationCLI(LightningCLI):
         ) as error:
             if error_sentence(error) is not None:
                 raise
-            cause = error
+            cause: Exception = error
             while isinstance(cause.__cause__, Exception):
-                cause = cause.__cause__  # type: ignore[assignment]
+                cause = cause.__cause__
             sentence = trainer_words(str(cause)).rstrip(".")
             raise InputError(f"What the configuration describes cannot be made: {sentence}.") from error
 
@@ -275,7 +276,7 @@ def _remove(folder: Path, root: Path, everything: bool) -> None:
     while folder != root:
         try:
             folder.rmdir()
-        except FileNotFoundError:
+        except FileNotFoundError:  # nobody has made it
             pass
         except OSError:  # something is in it
             return
@@ -325,7 +326,7 @@ class _Parser(LightningArgumentParser):
         else:
             subcommand = re.match(r"Subcommand '(\w+)'", message)  # of a file
             if subcommand:
-                parser = self._subcommands_action.choices[subcommand[1]]  # type: ignore[union-attr]
+                parser = self._subcommands_action.choices[subcommand[1]]  # type: ignore[union-attr]  # it has some
             options = [option for action in parser._actions for option in action.option_strings]
             sentence = sentence_of(message, typed, options)
         self.exit(2, f"error: {sentence} See `{parser.prog.replace(' [options]', '')} --help`.\n")

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any, cast
 
 import lightning as L
@@ -24,9 +23,10 @@ from lightning_kd.models import ModelSource, count_parameters
 from lightning_kd.module import DistillationModule
 from lightning_kd.optim import AdamW, optimization
 from lightning_kd.sharing import share_encoder
+from lightning_kd.task_trainer import TaskTrainer, is_for_one_task
 from lightning_kd.tasks import SequenceClassification, Task
 
-__all__ = ["MultiTaskModule", "TaskDistillation", "TaskTrainer", "is_for_one_task"]
+__all__ = ["MultiTaskModule", "TaskDistillation"]
 
 #: What is logged without a task's name: all tasks have the same.
 _COMMON = frozenset({"train/lr"})
@@ -66,50 +66,6 @@ class TaskDistillation:
         return {**plain, **{name: getattr(self, name) for name in rest}}
 
 
-class TaskTrainer:
-    """The trainer as the module and the callbacks of one task see it: with that task's data, callbacks and folders.
-
-    Args:
-        trainer: The trainer.
-        task: The task's name.
-    """
-
-    def __init__(self, trainer: L.Trainer, task: str) -> None:
-        self.whole = trainer
-        self.task = task
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "whole":  # not there yet, while this is copied
-            raise AttributeError(name)
-        return getattr(self.whole, name)
-
-    @property
-    def datamodule(self) -> Any:
-        """The task's own data module."""
-        return self.whole.datamodule.tasks[self.task]  # type: ignore[attr-defined]  # set by the trainer
-
-    @property
-    def callbacks(self) -> list[L.Callback]:
-        """The task's own callbacks, and those of the whole trainer."""
-        all_of_them: list[Any] = self.whole.callbacks  # type: ignore[attr-defined]  # set by the trainer
-        own = [each.for_task(self.task) if hasattr(each, "for_task") else each for each in all_of_them]
-        return [each for each in own if each is not None]
-
-    @property
-    def predict_loop(self) -> Any:
-        """What was predicted for the task's rows."""
-        loop = self.whole.predict_loop
-        place = list(self.whole.datamodule.tasks).index(self.task)  # type: ignore[attr-defined]  # set by the trainer
-        predictions = loop.predictions if loop.num_dataloaders == 1 else loop.predictions[place]
-        return SimpleNamespace(predictions=predictions, epoch_batch_indices=[loop.epoch_batch_indices[place]])
-
-
-def is_for_one_task(callback: L.Callback) -> bool:
-    """Whether a callback works on the module of one task: all of this library's do, but those that say otherwise."""
-    own = any(kind.__module__.startswith("lightning_kd.callbacks") for kind in type(callback).__mro__)
-    return own and not getattr(callback, "of_whole_run", False)
-
-
 class _OneTask(DistillationModule):
     """One task of a :class:`MultiTaskModule`: a student whose encoder others have, too."""
 
@@ -133,10 +89,15 @@ class _OneTask(DistillationModule):
         self.shared_state: dict[str, Tensor] = {}
         self._log_in_whole = whole.log_dict  # a method: the whole is no submodule of its part
 
+    @property
+    def data(self) -> Any:
+        """The task's own data module."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]  # set by the trainer
+
     def save_hyperparameters(self, *args: Any, **kwargs: Any) -> None:
         """Those of the whole are saved."""
 
-    def log_dict(self, dictionary: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+    def log_dict(self, dictionary: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:  # type: ignore[override]  # named
         """Log ``val/f1`` of this task as ``val/<task>/f1``."""
         self.logged.update(dictionary)
         self._log_in_whole({self._key(key): value for key, value in dictionary.items()}, *args, **kwargs)
@@ -259,8 +220,7 @@ class MultiTaskModule(L.LightningModule):
 
     @staticmethod
     def _check_metric(one: _OneTask) -> None:
-        data = one.trainer.datamodule  # type: ignore[attr-defined]  # set above
-        name = data.metric_names[0]
+        data, name = one.data, one.data.metric_names[0]
         if data.has_labels and one.task.metrics([name], data.label_names)[name].higher_is_better is False:
             raise InputError(f"Several tasks are compared by the mean of their metrics, but less {name} is better.")
 
@@ -310,7 +270,7 @@ class MultiTaskModule(L.LightningModule):
     def _at(self, attribute: str, dataloader_idx: int) -> tuple[_OneTask, int]:
         """The task of an evaluation loader, and the loader's number in that task."""
         for one in self._each():
-            loaders = len(getattr(one.trainer.datamodule, attribute)) if attribute else 1  # type: ignore[attr-defined]
+            loaders = len(getattr(one.data, attribute)) if attribute else 1
             if dataloader_idx < loaders:
                 return one, dataloader_idx
             dataloader_idx -= loaders
@@ -334,7 +294,7 @@ class MultiTaskModule(L.LightningModule):
         self._log_mean("test")
 
     def _log_mean(self, stage: str) -> None:
-        firsts = [one.logged[f"{stage}/{one.trainer.datamodule.metric_names[0]}"] for one in self._each()]  # type: ignore[attr-defined]
+        firsts = [one.logged[f"{stage}/{one.data.metric_names[0]}"] for one in self._each()]
         self.log(f"{stage}/mean", torch.stack(firsts).mean(), prog_bar=True)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:

@@ -225,7 +225,7 @@ def installed_versions() -> dict[str, str]:
     for package in ("lightning-kd", "torch", "lightning", "transformers", "openvino", "nncf", "onnxruntime", "torchao"):
         try:
             found[package] = version(package)
-        except PackageNotFoundError:
+        except PackageNotFoundError:  # an extra
             continue
     return found
 

@@ -287,10 +287,11 @@ def error_sentence(error: BaseException, typed: Typed | None = None) -> str | No
     if lightning is not None:
         return trainer_words(str(lightning))
     if isinstance(error, OSError) and error.errno in _MENDABLE and error.filename is not None:
-        path = str(error.filename)
-        place = typed.place_of_path(path) if typed else None
-        if error.errno in _DISK and (place is None or (place.endswith("default_root_dir") and not typed.has(path))):  # type: ignore[union-attr]
-            return None  # something in there, which the run has made itself
+        path, typed = str(error.filename), typed or Typed([])
+        place = typed.place_of_path(path)
+        in_run = place is not None and place.endswith("default_root_dir") and not typed.has(path)
+        if error.errno in _DISK and (place is None or in_run):
+            return None  # what the run has made itself
         what = f"Expected argument `{place}` to be a path" if place else f"Expected {path} to be a path"
         return f"{what} that can be read and written, but got: {error.strerror}, {path}."
     return None

@@ -39,6 +39,7 @@ LAYERS: dict[str, float] = {
     "vocabulary": 1.5,
     "pruning": 1.5,
     "module": 2,
+    "task_trainer": 1,
     "multi_task": 2.2,
     "runner": 2,
     "measure": 2,

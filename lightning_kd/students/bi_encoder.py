@@ -187,10 +187,10 @@ class _BiEncoder(PreTrainedModel):
             nn.init.zeros_(module.bias)
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.base_model.transformer.get_input_embeddings()  # type: ignore[union-attr, operator]
+        return self.base_model.transformer.get_input_embeddings()  # type: ignore[union-attr, operator]  # a model
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.base_model.transformer.set_input_embeddings(value)  # type: ignore[union-attr, operator]
+        self.base_model.transformer.set_input_embeddings(value)  # type: ignore[union-attr, operator]  # a model
 
     def _returns_names(self, return_dict: bool | None) -> bool:
         return bool(self.config.return_dict if return_dict is None else return_dict)
