@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import WandbLogger
 from matplotlib.image import imread
 from sklearn.metrics import confusion_matrix
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lightning_kd import InputError, Runner
 from lightning_kd.callbacks import CompressionReport, QuantizationCallback, StudentExport
-from lightning_kd.callbacks._loggers import check_loggers, log_picture, log_report
+from lightning_kd.callbacks._loggers import check_loggers
 from lightning_kd.quantization import DynamicInt8
 from lightning_kd.report import Report, read_report
 from offline_run import OfflineRun, read_offline_run
@@ -76,10 +75,9 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracked]:
         key_logger = {"class_path": "offline_run.KeyLogger", "init_args": {"credentials": KEY}}
         wandb_logger = {"class_path": "WandbLogger", "init_args": {"offline": True}}
         wandb_logger["init_args"]["save_dir"] = str(root / "run")  # W&B's process has a folder of its own
-        callbacks = [QUANTIZATION, CHECKPOINT, schedule]
-        typed = arguments(
-            Path("run"), "fit", model, max_epochs=2, callbacks=callbacks, logger=[csv_logger, wandb_logger, key_logger]
-        )
+        tensorboard = {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "run", "name": "tensorboard"}}
+        callbacks, loggers = [QUANTIZATION, CHECKPOINT, schedule], [csv_logger, wandb_logger, tensorboard, key_logger]
+        typed = arguments(Path("run"), "fit", model, max_epochs=2, callbacks=callbacks, logger=loggers)
         run(root, typed)
         with Path("run/curves.csv").open() as file:
             curves = list(csv.DictReader(file))
@@ -204,7 +202,7 @@ def test_no_secret_is_written(tracked: Tracked) -> None:
         content = path.read_bytes()
         for name, secret in {**SECRETS, "credentials": KEY}.items():
             assert secret.encode() not in content, f"{name} is in {path}"
-    assert tracked.wandb.config["trainer"]["logger"][2]["init_args"] == {"credentials": "***"}
+    assert tracked.wandb.config["trainer"]["logger"][-1]["init_args"] == {"credentials": "***"}
 
 
 @pytest.mark.parametrize(("folder", "row"), [("student", "student"), ("int8", "int8, torch")])
@@ -300,40 +298,19 @@ def test_wandb_never_asks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert len(asked) == 1
 
 
-def test_tensorboard_gets_tables_and_pictures(tracked: Tracked, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stops TensorBoard's users from getting numbers alone. Its package is not needed: its writer is stood in for."""
-    calls: list[tuple[str, str, Any, int]] = []
-
-    class Writer:
-        def add_text(self, name: str, text: str, step: int) -> None:
-            calls.append(("text", name, text, step))
-
-        def add_image(self, name: str, pixels: Any, step: int, dataformats: str) -> None:
-            assert dataformats == "HWC" and pixels.ndim == 3
-            calls.append(("image", name, pixels, step))
-
-    class Logger(TensorBoardLogger):
-        experiment = Writer()  # type: ignore[assignment]
-
-        def __init__(self) -> None:
-            """Without the package."""
-
-        def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-            calls.append(("figures", "", dict(metrics), step or 0))
-
-        def save(self) -> None:
-            """Nothing to write."""
-
-    class Trainer(L.Trainer):
-        global_step = 8  # type: ignore[assignment]
-
-    trainer = Trainer(logger=Logger(), accelerator="cpu", enable_progress_bar=False, enable_model_summary=False)
-    log_report(trainer, tracked.report, {"report_chart": tracked.root / "run" / "report.png"})
-    log_picture(trainer, "curves", tracked.root / "run" / "curves.png")
-    named = {(kind, name): value for kind, name, value, step in calls if step == 8}
-    assert {("text", n) for n in ("report", "agreement", "confusion", "disagreements")} < named.keys()
-    assert {("image", "report_chart"), ("image", "curves")} < named.keys()
-    assert named["text", "report"].startswith("| model | parameters |")
-    figures = named["figures", ""]
-    assert figures["report/student/test/accuracy"] == tracked.report.rows[1].metrics["test"]["accuracy"].value
-    assert json.dumps(figures)
+def test_tensorboard_has_figures_tables_and_pictures(tracked: Tracked) -> None:
+    """Stops TensorBoard's users from getting numbers alone, or none: read back by its own reader."""
+    events = EventAccumulator(str(tracked.root / "run" / "tensorboard" / "version_0")).Reload()
+    tags = events.Tags()
+    expected = [float(row["train/loss"]) for row in tracked.logged() if row["train/loss"]]
+    assert [scalar.value for scalar in events.Scalars("train/loss")] == pytest.approx(expected)
+    accuracy = tracked.report.rows[1].metrics["test"]["accuracy"].value
+    [last] = events.Scalars("report/student/test/accuracy")
+    assert (last.step, last.value) == (8, pytest.approx(accuracy))
+    assert {"report_chart", "curves"} <= set(tags["images"])
+    width, height = events.Images("report_chart")[0].width, events.Images("report_chart")[0].height
+    assert (height, width) == imread(tracked.root / "run" / "report.png").shape[:2]
+    tables = {name: f"{name}/text_summary" for name in ("report", "agreement", "confusion", "disagreements")}
+    assert set(tables.values()) <= set(tags["tensors"])
+    [text] = events.Tensors(tables["report"])[0].tensor_proto.string_val
+    assert text.decode().startswith("| model | parameters |") and "| int8, torch |" in text.decode()

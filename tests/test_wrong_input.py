@@ -20,6 +20,7 @@ import datasets
 import pytest
 import torch
 import yaml
+from lightning_utilities.core.imports import RequirementCache
 from transformers import AutoConfig, AutoModelForTokenClassification
 
 from lightning_kd.cli import DistillationCLI, main
@@ -205,6 +206,10 @@ def run(world: World, wrong: Wrong, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     if wrong.missing:
         for name in [wrong.missing, *(name for name in sys.modules if name.startswith(f"{wrong.missing}."))]:
             monkeypatch.setitem(sys.modules, name, None)
+    if wrong.missing == "tensorboard":  # which Lightning looks for once, by its version
+        monkeypatch.setattr(
+            "lightning.fabric.loggers.tensorboard._TENSORBOARD_AVAILABLE", RequirementCache("tensorboard>=1000")
+        )
     subcommand = wrong.typed.partition(" ")[0]
     if subcommand in SUBCOMMANDS:  # the parsers of the others take longest
         only = {subcommand: SUBCOMMANDS[subcommand]}
