@@ -26,6 +26,7 @@ from lightning_kd.datamodules.batching import (
     TokenizedRows,
     batches_done,
     loader_options,
+    overfits,
 )
 from lightning_kd.datamodules.holdout import hold_out
 from lightning_kd.datamodules.token_cache import cached, encode, place_of
@@ -330,6 +331,7 @@ class TransformerDataModule(L.LightningDataModule):
             self.seed,
             trainer.world_size if trainer else 1,
             trainer.global_rank if trainer else 0,
+            same_batches=overfits(trainer),
         )
         collate = Collator(rows, cast(int, self.tokenizer.pad_token_id), with_texts=name == "predict")
         if shuffle:

@@ -11,13 +11,22 @@ import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, SequentialSampler
 
 from lightning_kd._checks import expected
 from lightning_kd.tasks.windows import padded
 from lightning_kd.tasks.words import joined, piece_spans
 
-__all__ = ["BatchLoader", "BucketBatchSampler", "Collator", "TokenizedRows", "batches_done", "loader_options"]
+__all__ = [
+    "BatchLoader",
+    "BucketBatchSampler",
+    "Collator",
+    "EpochSampler",
+    "TokenizedRows",
+    "batches_done",
+    "loader_options",
+    "overfits",
+]
 
 #: A training batch is drawn from this many batches' worth of shuffled rows, sorted by length.
 _POOL = 50
@@ -122,7 +131,28 @@ class Collator:
         return batch
 
 
-class BucketBatchSampler(DistributedSampler[list[int]]):
+class EpochSampler(DistributedSampler[Any], SequentialSampler):
+    """A sampler whose order depends on the epoch, and which the trainer leaves in place.
+
+    It does so in a distributed run with a ``DistributedSampler``, and with ``overfit_batches`` with a
+    ``SequentialSampler``; before each epoch it tells its number.
+
+    Args:
+        same_batches: Whether every epoch is to have the batches of the first one, as ``overfit_batches`` asks for.
+    """
+
+    def __init__(self, same_batches: bool = False) -> None:
+        self.same_batches = same_batches
+        self.epoch = 0
+        #: Batches of the epoch that are left out at its beginning: those that an interrupted run has trained on.
+        self.start = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go on to an epoch."""
+        self.epoch = 0 if self.same_batches else epoch
+
+
+class BucketBatchSampler(EpochSampler):
     """Batches of rows of like length, in an order that depends on seed and epoch alone.
 
     To train, the rows are shuffled, sorted by length within pools of 50 batches, cut into batches, and the batches
@@ -133,8 +163,6 @@ class BucketBatchSampler(DistributedSampler[list[int]]):
     To evaluate, the rows are sorted by length, and every row comes exactly once on exactly one rank; batches are
     smaller where there would be fewer of them than ranks.
 
-    Being a ``DistributedSampler``, it is left in place by the trainer, which tells it the epoch.
-
     Args:
         lengths: ``(rows,)``, tokens in each row.
         batch_size: Rows in a batch of one rank.
@@ -142,6 +170,7 @@ class BucketBatchSampler(DistributedSampler[list[int]]):
         seed: Of the order.
         num_replicas: Processes.
         rank: This process.
+        same_batches: Whether every epoch has the batches of the first one.
     """
 
     def __init__(
@@ -152,7 +181,9 @@ class BucketBatchSampler(DistributedSampler[list[int]]):
         seed: int = 0,
         num_replicas: int = 1,
         rank: int = 0,
+        same_batches: bool = False,
     ) -> None:
+        super().__init__(same_batches)
         if batch_size < 1:
             raise expected("batch_size", "at least 1", batch_size)
         if not shuffle and -(-len(lengths) // batch_size) < num_replicas:
@@ -163,11 +194,8 @@ class BucketBatchSampler(DistributedSampler[list[int]]):
         self.seed = seed
         self.num_replicas = num_replicas
         self.rank = rank
-        self.epoch = 0
-        #: Batches of the epoch that are left out at its beginning: those that an interrupted run has trained on.
-        self.start = 0
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]  # of batches
         batches = self._batches()
         if self.shuffle:
             batches = [self._share(rows) for rows in batches]
@@ -253,6 +281,11 @@ def batches_done(trainer: L.Trainer | None, loader: BatchLoader) -> int:
         return 0
     done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
     return done if done < trainer.num_training_batches else len(loader)
+
+
+def overfits(trainer: L.Trainer | None) -> bool:
+    """Whether a trainer was told to train on the same few batches in every epoch."""
+    return trainer is not None and trainer.overfit_batches > 0  # type: ignore[attr-defined]  # set by the trainer
 
 
 def loader_options(

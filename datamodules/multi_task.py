@@ -10,12 +10,12 @@ import lightning as L
 import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset
 from transformers import BertTokenizerFast, PreTrainedTokenizerBase  # type: ignore[attr-defined]  # made on import
 
 from lightning_kd._checks import InputError, check_range, expected
 from lightning_kd.datamodules.base import TransformerDataModule
-from lightning_kd.datamodules.batching import BatchLoader, BucketBatchSampler, batches_done
+from lightning_kd.datamodules.batching import BatchLoader, BucketBatchSampler, EpochSampler, batches_done, overfits
 
 __all__ = ["MultiTaskDataModule", "TaskSampler", "batches_of_tasks"]
 
@@ -38,30 +38,29 @@ def batches_of_tasks(sizes: Mapping[str, int], tau: float) -> dict[str, int]:
     return {name: max(1, round(power * share)) for name, power in powers.items()}
 
 
-class TaskSampler(DistributedSampler[tuple[str, list[int]]]):
+class TaskSampler(EpochSampler):
     """Batches of several tasks in an order that depends on seed and epoch alone, and is that of all ranks.
 
     In each epoch every task has exactly its number of batches (:func:`batches_of_tasks`). Its rows go on where the last
     epoch left them: all of a task's rows have come equally often, to within one, whatever its share is.
 
-    Being a ``DistributedSampler``, it is left in place by the trainer, which tells it the epoch.
-
     Args:
         samplers: By the task's name; each is of as many batches on every rank.
         tau: 0 or more.
         seed: Of the order of the tasks.
+        same_batches: Whether every epoch has the batches of the first one.
     """
 
-    def __init__(self, samplers: Mapping[str, BucketBatchSampler], tau: float, seed: int = 0) -> None:
+    def __init__(
+        self, samplers: Mapping[str, BucketBatchSampler], tau: float, seed: int = 0, same_batches: bool = False
+    ) -> None:
+        super().__init__(same_batches)
         self.samplers = dict(samplers)
         self.seed = seed
-        self.epoch = 0
-        #: Batches of the epoch that are left out at its beginning: those that an interrupted run has trained on.
-        self.start = 0
         #: By the task's name, its batches in an epoch.
         self.counts = batches_of_tasks({name: len(sampler) for name, sampler in samplers.items()}, tau)
 
-    def __iter__(self) -> Iterator[tuple[str, list[int]]]:
+    def __iter__(self) -> Iterator[tuple[str, list[int]]]:  # type: ignore[override]  # of batches
         # A generator, so that the epoch is read with the first batch: on a resume the trainer makes the iterator before
         # it tells the epoch.
         names = [name for name, count in self.counts.items() for _ in range(count)]
@@ -175,7 +174,7 @@ class MultiTaskDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         loaders = {name: one.train_dataloader() for name, one in self.tasks.items()}
         samplers = {name: cast(BucketBatchSampler, loader.sampler) for name, loader in loaders.items()}
-        sampler = TaskSampler(samplers, self.tau, self.seed)
+        sampler = TaskSampler(samplers, self.tau, self.seed, overfits(self.trainer))
         shares = ", ".join(f"{name} {count:,} ({len(samplers[name]):,})" for name, count in sampler.counts.items())
         rank_zero_info(f"Batches of an epoch (that hold all rows once): {shares}")
         workers = max(one.num_workers for one in self.tasks.values())

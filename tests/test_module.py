@@ -307,6 +307,14 @@ def test_accumulation_under_autocast(hidden: Make, glue: Make, make_trainer: Mak
 # -------------------------------------------------------------------------------------------------- optimizing
 
 
+def test_overfitting_sees_the_same_batches_in_every_epoch(distillation: Make, glue: Make, make_trainer: Make) -> None:
+    """Stops `overfit_batches` from ending in an error of the trainer's, or from being a training on all rows."""
+    log = StepLog()
+    make_trainer(max_epochs=3, overfit_batches=2, callbacks=[log]).fit(distillation(), datamodule=glue())
+    rows = [batch["index"].tolist() for batch in log.batches]
+    assert len(rows) == 6 and rows[:2] == rows[2:4] == rows[4:] and rows[0] != rows[1]
+
+
 def test_learning_rate_follows_the_optimizers_steps(distillation: Make, glue: Make, make_trainer: Make) -> None:
     """Stops a schedule that counts batches where gradients are accumulated, and so never leaves its warm-up."""
     seen: list[float] = []

@@ -271,6 +271,15 @@ def test_accumulated_batches_move_the_heads_of_all_of_them(pairs: Make, make_tra
         assert not one.model.classifier.weight.equal(before)
 
 
+def test_overfitting_sees_the_same_batches_in_every_epoch(pairs: Make, make_trainer: Make) -> None:
+    """Stops `overfit_batches` from ending in an error of the trainer's, or from being a training on all rows."""
+    kept = Batches()
+    module, data = pairs()
+    make_trainer(max_epochs=3, overfit_batches=2, callbacks=[kept]).fit(module, datamodule=data)
+    rows = [{name: one["index"].tolist() for name, one in batch.items()} for batch in kept.seen]
+    assert len(rows) == 6 and rows[:2] == rows[2:4] == rows[4:] and rows[0] != rows[1]
+
+
 def test_a_schedule_can_be_of_one_task(pairs: Make, make_trainer: Make) -> None:
     """Stops the schedule of one task from moving the temperature of another."""
     module, data = pairs()
