@@ -30,8 +30,9 @@ quickstart: $(BASE)
 	$(BIN)/python train.py fit --config configs/synthetic/teacher.yaml
 	$(BIN)/python train.py fit --config configs/synthetic/student.yaml
 
+# A file's tests share what they have trained, so a file stays in one process.
 test: lint typecheck pages
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(DEV)
 	$(BIN)/ruff check .
