@@ -1,4 +1,4 @@
-"""Relational KD: distances and angles between examples, and their gradient where examples are the same."""
+"""Losses on how the examples of a batch lie to each other: the formulas, and the batches for which they are hard."""
 
 from __future__ import annotations
 
@@ -10,19 +10,26 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics.pairwise import cosine_similarity
 from transformers import BertConfig
 
 import references_hidden as references
 from lightning_kd import InputError
 from lightning_kd.losses import FeatureMatch
 from lightning_kd.losses.pooled import pool
+from lightning_kd.losses.probabilistic import PKT, pkt
 from lightning_kd.losses.relational import RKDAngle, RKDDistance, rkd_angle, rkd_distance
+from lightning_kd.losses.similarity import SimilarityPreserving, similarity_preserving
 
 NARROW = BertConfig(hidden_size=4, num_hidden_layers=2, num_attention_heads=2)
 WIDE = BertConfig(hidden_size=6, num_hidden_layers=4, num_attention_heads=2)
-LOSSES = [
-    pytest.param(rkd_distance, references.rkd_distance, id="rkd_distance"),
-    pytest.param(rkd_angle, references.rkd_angle, id="rkd_angle"),
+FUNCTIONS = (similarity_preserving, pkt, rkd_distance, rkd_angle)
+LOSSES = [pytest.param(loss, getattr(references, loss.__name__), id=loss.__name__) for loss in FUNCTIONS]
+CLASSES = [
+    (SimilarityPreserving, references.similarity_preserving),
+    (PKT, references.pkt),
+    (RKDDistance, references.rkd_distance),
+    (RKDAngle, references.rkd_angle),
 ]
 
 
@@ -36,7 +43,7 @@ LOSSES = [
 def test_equals_plain_loop(
     loss: Any, reference: Any, batch: int, widths: tuple[int, int], keep: float, seed: int
 ) -> None:
-    """Stops an example's distance to itself in the mean, and the angle at the wrong corner."""
+    """Stops an example's likeness to itself in a mean, one that is left out in it, and a norm of the whole matrix."""
     generator = torch.Generator().manual_seed(seed)
     student, teacher = (torch.randn(batch, width, generator=generator, dtype=torch.float64) for width in widths)
     mask = torch.rand(batch, generator=generator) < keep
@@ -101,7 +108,37 @@ def test_refuses_other_shapes(loss: Any, reference: Any, shapes: Any) -> None:
     assert f"but got {shapes[0]}, {shapes[1]} and {shapes[2]}." in str(error.value)
 
 
-def test_equals_torch(contract: Any) -> None:
+def test_similarity_sees_no_scale(contract: Any) -> None:
+    """Stops the norm of columns for that of rows, and a missing norm."""
+    contract = type(contract)((6, 5))
+    value = similarity_preserving(contract.student, contract.teacher, contract.mask).item()
+    other = similarity_preserving(7 * contract.student, contract.teacher / 3, contract.mask).item()
+    assert other == pytest.approx(value, rel=1e-12)
+
+
+def test_pkt_equals_torch_and_scikit_learn(contract: Any) -> None:
+    """Stops the divergence in the other direction, and an example that is its own nearest neighbour."""
+    contract = type(contract)((6, 5))
+    rows = []
+    for x in (contract.student.detach(), contract.teacher):
+        kernel = (torch.from_numpy(cosine_similarity(x.numpy())) + 1) / 2
+        kernel.fill_diagonal_(0)
+        others = kernel[~torch.eye(6, dtype=torch.bool)].view(6, 5)
+        rows.append(others / others.sum(-1, keepdim=True))
+    expected = F.kl_div(rows[0].log(), rows[1], reduction="batchmean")
+    value = pkt(contract.student, contract.teacher, torch.ones(6, dtype=torch.bool))
+    assert value.item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_pkt_of_opposite_vectors() -> None:
+    """Stops the logarithm of 0 at vectors that point away from each other."""
+    student = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]], requires_grad=True)
+    value = pkt(student, torch.eye(3), torch.ones(3, dtype=torch.bool))
+    value.backward()
+    assert 0 < value.item() < 20 and student.grad is not None and student.grad.isfinite().all()
+
+
+def test_relations_equal_torch(contract: Any) -> None:
     """Stops a drift from torch's distances, angles and Huber loss."""
     contract = type(contract)((6, 5))
     everyone = torch.ones(6, dtype=torch.bool)
@@ -119,7 +156,7 @@ def test_equals_torch(contract: Any) -> None:
     assert value.item() == pytest.approx(F.huber_loss(*cosines).item(), rel=1e-12)
 
 
-def test_small_distances_are_exact() -> None:
+def test_rkd_of_small_distances_is_exact() -> None:
     """Stops distances by products, which lose in float32 what two long vectors differ by."""
     points = torch.tensor([[1000.0, 0.0], [1000.0, 0.01], [1000.0, 0.03]])
     value = rkd_distance(points - torch.tensor([1000.0, 0.0]), points, torch.ones(3, dtype=torch.bool))
@@ -127,9 +164,7 @@ def test_small_distances_are_exact() -> None:
 
 
 @pytest.mark.parametrize("pooling", ["first", "mean"])
-@pytest.mark.parametrize(
-    ("kind", "reference"), [(RKDDistance, references.rkd_distance), (RKDAngle, references.rkd_angle)]
-)
+@pytest.mark.parametrize(("kind", "reference"), CLASSES)
 def test_class_sums_weighted_pairs(loss_inputs: Callable[..., Any], kind: Any, reference: Any, pooling: Any) -> None:
     """Stops a class that calls another's formula, a lost weight, and a mask that is not passed on."""
     loss = kind([FeatureMatch(0, 0), FeatureMatch(-1, -1, weight=3.0)], pooling)
