@@ -61,7 +61,7 @@ def draw_report(report: Report, path: Path) -> None:
         x, y = row.latency_p50, estimate.value
         axes.errorbar(x, y, yerr=estimate.standard_error, color="0.4", capsize=3, linewidth=1, zorder=2)
         axes.scatter(x, y, s=_AREA * row.bytes / largest, color=grey, alpha=0.8, edgecolor="black", zorder=3)
-        axes.plot([], [], " ", label=f"{number}  {row.name}: {row.bytes / 1e6:.1f} MB, {x:.2f} ms, {y:.3f}")
+        axes.plot([], [], " ", label=f"{number}  {row.name} ({row.bytes / 1e6:.1f} MB, {x:.2f} ms, {y:.4f})")
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(
         handles,
