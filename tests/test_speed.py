@@ -57,7 +57,7 @@ def test_batches_for_a_gpu_come_from_pinned_memory(kind: str, glue: Make) -> Non
     data = glue()
     data.setup("fit")
     device = SimpleNamespace(root_device=torch.device(kind))
-    data.trainer = SimpleNamespace(strategy=device, world_size=1, global_rank=0, training=True)
+    data.trainer = SimpleNamespace(strategy=device, world_size=1, global_rank=0, training=True, overfit_batches=0)
     assert data.train_dataloader().pin_memory is (kind == "cuda")
     data.trainer = None
     assert not data.train_dataloader().pin_memory
@@ -73,7 +73,7 @@ def test_cached_logits_for_a_gpu_come_from_pinned_memory(glue: Make, monkeypatch
     data.on_train_batch = lambda batch: {**batch, "cached": {"teacher": {"logits": logits}}}
     for kind, expected in (("cpu", 0), ("cuda", 1)):
         device = SimpleNamespace(root_device=torch.device(kind))
-        data.trainer = SimpleNamespace(strategy=device, world_size=1, global_rank=0, training=True)
+        data.trainer = SimpleNamespace(strategy=device, world_size=1, global_rank=0, training=True, overfit_batches=0)
         batch = data.on_before_batch_transfer({"index": torch.arange(2)}, 0)
         assert batch["cached"]["teacher"]["logits"] is logits
         assert len(pinned) == expected
