@@ -36,7 +36,7 @@ class NonFiniteError(RunError):
 class _Step:
     names: list[str]
     values: Tensor  # (names,) float32: the losses, and 0 or NaN for each teacher
-    index: Tensor
+    index: Tensor | None
     where: tuple[int, int, int]  # epoch, batch, optimizer step
 
 
@@ -54,7 +54,7 @@ class FiniteCheck:
         self,
         losses: Mapping[str, Tensor],
         teacher_logits: Mapping[str, Mapping[str, Tensor]],
-        index: Tensor,
+        index: Tensor | None,
         where: tuple[int, int, int],
     ) -> None:
         """Note one step.
@@ -62,7 +62,7 @@ class FiniteCheck:
         Args:
             losses: By name, scalars.
             teacher_logits: By the teacher's name, its logits.
-            index: ``(rows,)``, the rows' numbers in the data set.
+            index: ``(rows,)``, the rows' numbers in the data set, where the batch has them.
             where: Epoch, batch and optimizer step, each from 0 on.
 
         Raises:
@@ -103,7 +103,9 @@ class FiniteCheck:
             if not terms:  # a teacher may rule out a class by a logit of minus infinity
                 continue
             epoch, batch, number = step.where
-            rows = f"step {number} (epoch {epoch}, batch {batch}), on the rows {_named(step.index.tolist())}"
+            rows = f"step {number} (epoch {epoch}, batch {batch})"
+            if step.index is not None:
+                rows += f", on the rows {_named(step.index.tolist())}"
             if len(wrong) > len(terms):
                 teacher = wrong[len(terms)].removeprefix("teacher ")
                 raise non_finite_teacher(teacher, f"in {rows}", too_late)

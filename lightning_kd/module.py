@@ -312,7 +312,7 @@ class DistillationModule(L.LightningModule):
                 terms[name] = loss(seen[name])
                 total = total + self.loss_weights[name] * terms[name]  # a weight of 0 is multiplied: DDP needs the path
         losses = {"hard": hard, **terms, "train/loss": total}
-        self._finite.add(losses, self._teachers.take_logits(), batch["index"], (*place, self.trainer.global_step))
+        self._finite.add(losses, self._teachers.take_logits(), batch.get("index"), (*place, self.trainer.global_step))
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by the trainer's connector
         if (self.trainer.global_step + 1) % max(1, every) == 0:
             self._finite.look()

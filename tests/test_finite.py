@@ -57,6 +57,17 @@ def test_names_term_step_and_rows(distillation: Make, glue: Make, make_trainer: 
     assert all(value.isfinite().all() for value in state["state_dict"].values())
 
 
+def test_batches_of_a_plain_loader_need_no_numbers(distillation: Make, glue: Make, make_trainer: Make) -> None:
+    """Stops a loader of the user's own, whose rows have no numbers, from ending in a KeyError."""
+    data = glue()
+    data.setup("fit")
+    batches = [{k: v for k, v in batch.items() if k != "index"} for batch in data.train_dataloader()]
+    make_trainer().fit(distillation(), train_dataloaders=batches)
+    broken = distillation(losses={"soft": SoftTargetKL(), "odd": Breaks(1)})
+    with pytest.raises(NonFiniteError, match=r"The loss 'odd' is nan in step 1 \(epoch 0, batch 1\)\. Most often"):
+        make_trainer().fit(broken, train_dataloaders=batches)
+
+
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_names_the_teacher(value: float, distillation: Make, glue: Make, make_trainer: Make) -> None:
     """Stops the blame from falling on the loss, where a teacher's weights are broken."""
