@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from lightning_kd import DistillationModule, InputError
 from lightning_kd._checks import RunError
@@ -62,10 +63,11 @@ def test_batches_of_a_plain_loader_need_no_numbers(distillation: Make, glue: Mak
     data = glue()
     data.setup("fit")
     batches = [{k: v for k, v in batch.items() if k != "index"} for batch in data.train_dataloader()]
-    make_trainer().fit(distillation(), train_dataloaders=batches)
+    loader: Any = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]  # a list is a data set, too
+    make_trainer().fit(distillation(), train_dataloaders=loader)
     broken = distillation(losses={"soft": SoftTargetKL(), "odd": Breaks(1)})
     with pytest.raises(NonFiniteError, match=r"The loss 'odd' is nan in step 1 \(epoch 0, batch 1\)\. Most often"):
-        make_trainer().fit(broken, train_dataloaders=batches)
+        make_trainer().fit(broken, train_dataloaders=loader)
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
