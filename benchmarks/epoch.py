@@ -143,7 +143,7 @@ def by_hand(student: PreTrainedModel, teacher: PreTrainedModel, rows: dict[str, 
 
 def by_peer(student: PreTrainedModel, teacher: PreTrainedModel, rows: dict[str, Tensor], options: Any) -> None:
     """TextBrewer."""
-    from textbrewer import BasicDistiller, DistillationConfig, TrainingConfig  # type: ignore[import-not-found]
+    from textbrewer import BasicDistiller, DistillationConfig, TrainingConfig
 
     collate = shortened if options.arm == PEER_SHORT else None
     loader = DataLoader(Rows(rows), BATCH, shuffle=True, collate_fn=collate)

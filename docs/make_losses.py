@@ -79,7 +79,7 @@ def needs(kind: type[DistillationLoss]) -> str:
         loss = kind()
     else:
         pairs = [LayerPairMatch((0, 1), (0, 1))] if issubclass(kind, LayerPairLoss) else LayerMap()
-        loss = kind(pairs)  # type: ignore[call-arg]
+        loss = kind(pairs)
     config = BertConfig(hidden_size=48, num_attention_heads=4, num_hidden_layers=2, num_labels=3)
     loss.build(config, config)
     asked = loss.needs("student")

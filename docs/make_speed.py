@@ -187,7 +187,7 @@ def page(text: str) -> str:
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         if not pattern.search(text):
             raise SystemExit(f"{PAGE.name} has no place for {name}.")
-        text = pattern.sub(lambda match, own=name: f"{match[1]}{filled(own)}\n{match[2]}", text)  # type: ignore[misc]
+        text = pattern.sub(lambda match, own=name: f"{match[1]}{filled(own)}\n{match[2]}", text)
     return text
 
 

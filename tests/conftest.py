@@ -167,7 +167,7 @@ def glue(glue_folder: Path, tiny_model: Callable[..., Path]) -> Callable[..., GL
 
     def make(name: str = "sst2", **options: Any) -> GLUEDataModule:
         settings = {"tokenizer": tokenizer, "batch_size": 8, "eval_batch_size": 4, **options}
-        return GLUEDataModule(name, str(glue_folder), **settings)  # type: ignore[arg-type]  # any of GLUE's names
+        return GLUEDataModule(name, str(glue_folder), **settings)
 
     return make
 

@@ -195,7 +195,7 @@ def _timed(arguments: list[str], file: Path) -> None:
         end(self, *given)
         file.write_text(json.dumps(time.monotonic() - started[0]))
 
-    Resume.on_train_start, Resume.on_train_end = on_train_start, on_train_end  # type: ignore[method-assign]
+    Resume.on_train_start, Resume.on_train_end = on_train_start, on_train_end
     main(arguments)
 
 
@@ -208,7 +208,7 @@ def _killed(arguments: list[str], after: float, number: int) -> None:
         timer.daemon = True
         timer.start()
 
-    Resume.on_train_start = on_train_start  # type: ignore[method-assign]
+    Resume.on_train_start = on_train_start
     main(arguments)
 
 
@@ -219,7 +219,7 @@ def interrupted(
     arguments, generator, codes = _arguments(root, teacher, kind, epochs), random.Random(seed), []
     for _ in range(kills):
         after = generator.uniform(0, seconds * 2 / kills)
-        code = _forked(root, lambda after=after: _killed(arguments, after, number))  # type: ignore[misc]
+        code = _forked(root, lambda after=after: _killed(arguments, after, number))
         codes.append(code)
         if code not in (0, -number, 128 + number):
             raise DiffersError(f"a run ended with {code}: {(root / 'output.txt').read_text()[-3000:]}")

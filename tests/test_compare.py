@@ -17,7 +17,7 @@ from lightning_kd.report import Details, Disagreement, Report, ReportRow, Times,
 
 def row(name: str, accuracy: float, size: int, latency: float, **more: object) -> ReportRow:
     metrics = {"test": {"accuracy": Estimate(accuracy, 0.01)}, "validation": {"accuracy": Estimate(accuracy, 0.02)}}
-    return ReportRow(name, size // 4, size, metrics, latency, 2 * latency, 1000 / latency, **more)  # type: ignore[arg-type]
+    return ReportRow(name, size // 4, size, metrics, latency, 2 * latency, 1000 / latency, **more)
 
 
 def report(accuracy: float, **changes: object) -> Report:
@@ -32,7 +32,7 @@ def report(accuracy: float, **changes: object) -> Report:
         [[1.0, 0.9], [0.9, 1.0]], ["a"], {"student": [[3]]}, {}, [Disagreement(3, 0.5, ["t"], "a", "a", "b")]
     )
     whole = Report(rows, "accuracy", "test", {"test": 30, "validation": 40}, setting, details)
-    return replace(whole, **changes)  # type: ignore[arg-type]
+    return replace(whole, **changes)
 
 
 def written(root: Path, name: str, content: Report) -> Path:

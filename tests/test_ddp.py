@@ -105,7 +105,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("teacher")
     tokenizer = SyntheticDataModule().load_tokenizer()
-    shape = {**STUDENT["config"], "hidden_size": 32, "num_hidden_layers": 2, "vocab_size": len(tokenizer)}  # type: ignore[dict-item]
+    shape = {**STUDENT["config"], "hidden_size": 32, "num_hidden_layers": 2, "vocab_size": len(tokenizer)}
     shape |= {"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}}
     torch.manual_seed(0)
     AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**shape)).save_pretrained(folder)
@@ -223,7 +223,7 @@ def test_a_resumed_quantization_aware_training_ends_in_the_same_folder(teacher: 
     model = distilled(teacher)
     model["student"] = {
         "from_scratch": True,
-        "config": {**STUDENT["config"], "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},  # type: ignore[dict-item]
+        "config": {**STUDENT["config"], "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     }
     folders = []
     for name in ("whole", "resumed"):
@@ -246,7 +246,7 @@ def test_a_resumed_quantization_aware_training_ends_in_the_same_folder(teacher: 
 def test_two_processes_share_the_work_of_a_cache(teacher: Path, tmp_path: Path) -> None:
     """Stops a rank from reading what the other has not written yet, or the logits of rows that it did not draw."""
     losses = {}
-    data = {**DATA, "init_args": {**DATA["init_args"], "num_train": 2100, "batch_size": 100}}  # type: ignore[dict-item]
+    data = {**DATA, "init_args": {**DATA["init_args"], "num_train": 2100, "batch_size": 100}}
     model = {name: value for name, value in distilled(teacher).items() if name != "loss_weights"}
     model["losses"] = {"soft": model["losses"]["soft"]}
     for kind in ("live", "cached"):
@@ -281,7 +281,7 @@ def test_two_processes_replace_the_same_layers_as_one(teacher: Path, tmp_path: P
     trainer = {"max_epochs": 6, "logger": False, "callbacks": [theseus], "limit_val_batches": 0}
     weights = []
     for name, batch_size, more in (("one", 24, ()), ("two", 12, TWO)):
-        data = {**DATA, "init_args": {**DATA["init_args"], "num_train": 24, "batch_size": batch_size}}  # type: ignore[dict-item]
+        data = {**DATA, "init_args": {**DATA["init_args"], "num_train": 24, "batch_size": batch_size}}
         config = {"model": {"student": student, "optimizer": sgd}, "data": data, "trainer": trainer}
         done = train(tmp_path / name, "fit", config, *more)
         assert done.returncode == 0, done.stderr[-6000:]

@@ -82,7 +82,7 @@ def test_bytes_are_those_of_the_file(tiny_model: TinyModel, dtype: torch.dtype, 
 
 def columns(table: object) -> dict[str, list[str]]:
     """The cells of a table by the name of their row."""
-    cells = [list(column.cells) for column in table.columns]  # type: ignore[attr-defined]  # a rich table
+    cells = [list(column.cells) for column in table.columns]
     return {str(row[0]): [str(cell) for cell in row[1:]] for row in zip(*cells, strict=True)}
 
 
@@ -155,4 +155,4 @@ def test_an_unknown_path_is_one_sentence(path: str, capsys: pytest.CaptureFixtur
 def test_a_value_out_of_range_is_named(tiny_model: TinyModel, option: str, value: int) -> None:
     """Stops a row without tokens from failing inside of the model."""
     with pytest.raises(InputError, match=f"argument `{option}` to be a finite number, 1 or more, but got 0"):
-        describe([str(tiny_model())], **{option: value})  # type: ignore[arg-type]  # one of the two
+        describe([str(tiny_model())], **{option: value})

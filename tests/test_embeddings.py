@@ -36,7 +36,7 @@ def start(path: Path, tokenizer: Any = None, **config: Any) -> PreTrainedModel:
 
 
 def table(model: PreTrainedModel) -> Tensor:
-    return model.get_input_embeddings().weight.detach()  # type: ignore[union-attr, return-value, operator]
+    return model.get_input_embeddings().weight.detach()
 
 
 def test_components_are_those_of_sklearn() -> None:

@@ -63,7 +63,7 @@ def test_batches_of_a_plain_loader_need_no_numbers(distillation: Make, glue: Mak
     data = glue()
     data.setup("fit")
     batches = [{k: v for k, v in batch.items() if k != "index"} for batch in data.train_dataloader()]
-    loader: Any = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]  # a list is a data set, too
+    loader: Any = DataLoader(batches, batch_size=None)
     make_trainer().fit(distillation(), train_dataloaders=loader)
     broken = distillation(losses={"soft": SoftTargetKL(), "odd": Breaks(1)})
     with pytest.raises(NonFiniteError, match=r"The loss 'odd' is nan in step 1 \(epoch 0, batch 1\)\. Most often"):

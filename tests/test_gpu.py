@@ -77,7 +77,7 @@ class _Watch(L.Callback):
     """Has CUDA report each wait for the device in the steps that log nothing."""
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        logged = (trainer.global_step + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]  # the trainer's
+        logged = (trainer.global_step + 1) % trainer.log_every_n_steps == 0
         torch.cuda.set_sync_debug_mode("default" if logged or trainer.global_step < 2 else "warn")
 
     def on_train_batch_end(self, *_: Any) -> None:

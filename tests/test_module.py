@@ -437,7 +437,7 @@ def test_checkpoint_of_the_command_line_needs_no_other_file(tmp_path: Path, sour
     """Stops hyperparameters in the checkpoint that only the command line can read back."""
     student, teacher = source("student", seed=1), source("teacher", seed=0, **WIDE)
     hidden = {"class_path": "lightning_kd.losses.HiddenStateMSE"}
-    hidden["init_args"] = {"matches": [{"student_layer": -1, "teacher_layer": -1}]}  # type: ignore[assignment]
+    hidden["init_args"] = {"matches": [{"student_layer": -1, "teacher_layer": -1}]}
     losses = {"soft": {"class_path": "lightning_kd.losses.SoftTargetKL"}, "hidden": hidden}
     main(
         [

@@ -60,10 +60,10 @@ def history(root: Path) -> dict[tuple[int, str], set[str]]:
 
 def configuration(root: Path, teacher: Path, batch_size: int, **shape: Any) -> dict[str, Any]:
     model = distilled(teacher)
-    model["student"] = {"from_scratch": True, "config": {**STUDENT["config"], **shape}}  # type: ignore[dict-item]
+    model["student"] = {"from_scratch": True, "config": {**STUDENT["config"], **shape}}
     model["optimizer"] = {"class_path": "lightning_kd.optim.AdamW", "init_args": {"lr": 0.001}}
     sizes = {"num_train": 200, "num_validation": ROWS, "batch_size": batch_size}
-    data = {**DATA, "init_args": {**DATA["init_args"], **sizes}}  # type: ignore[dict-item]
+    data = {**DATA, "init_args": {**DATA["init_args"], **sizes}}
     logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(root), "name": "logs"}}
     return {"model": model, "data": data, "trainer": {"max_epochs": 2, "log_every_n_steps": 1, "logger": logger}}
 

@@ -61,7 +61,7 @@ def inner(layer: nn.Module) -> dict[str, nn.Linear]:
         names = [f"attention.self.{name}" for name in ("query", "key", "value")]
         names += ["attention.output.dense", "intermediate.dense", "output.dense"]
     roles = ("query", "key", "value", "out", "up", "down")
-    return dict(zip(roles, map(layer.get_submodule, names), strict=True))  # type: ignore[arg-type]  # all are Linear
+    return dict(zip(roles, map(layer.get_submodule, names), strict=True))
 
 
 def random_scores(model: PreTrainedModel, seed: int = 0) -> Importance:

@@ -70,7 +70,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracked]:
             "class_path": "lightning_kd.callbacks.TemperatureSchedule",
             "init_args": {"schedule": {"class_path": "lightning_kd.schedules.Linear"}},
         }
-        schedule["init_args"]["schedule"]["init_args"] = {"start": 8.0, "end": 2.0}  # type: ignore[index]
+        schedule["init_args"]["schedule"]["init_args"] = {"start": 8.0, "end": 2.0}
         csv_logger = {"class_path": "CSVLogger", "init_args": {"save_dir": "run", "name": "logs"}}
         key_logger = {"class_path": "offline_run.KeyLogger", "init_args": {"credentials": KEY}}
         wandb_logger = {"class_path": "WandbLogger", "init_args": {"offline": True}}

@@ -120,10 +120,10 @@ class MiniLM(AttentionMatchLoss):
         student, teacher, mask = inputs.student, inputs.teacher, inputs.token_mask
         attention = attention_kl(
             attention_scores(student.queries[i], student.keys[i]),  # type: ignore[index]  # `build` refused names
-            attention_scores(teacher.queries[j], teacher.keys[j]),  # type: ignore[index]
+            attention_scores(teacher.queries[j], teacher.keys[j]),  # type: ignore[index]  # needed, so there
             mask,
         )
-        return attention + relation_kl(student.values[i], teacher.values[j], mask)  # type: ignore[index]
+        return attention + relation_kl(student.values[i], teacher.values[j], mask)  # type: ignore[index]  # needed, so there
 
 
 class MiniLMv2(AttentionMatchLoss):

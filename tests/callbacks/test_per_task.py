@@ -83,7 +83,7 @@ def pairs(tiny_model: Make, glue: Make) -> Callable[..., tuple[MultiTaskModule, 
     def make(**options: Any) -> tuple[MultiTaskModule, MultiTaskDataModule]:
         soft = {"losses": {"soft": SoftTargetKL()}, "hard_label_weight": 0.0}
         own = zip(("mrpc", "sst2"), sources[1:], strict=True)
-        tasks = {n: TaskDistillation(teachers={"big": teacher}, **soft) for n, teacher in own}  # type: ignore[arg-type]
+        tasks = {n: TaskDistillation(teachers={"big": teacher}, **soft) for n, teacher in own}
         return MultiTaskModule(sources[0], tasks, **options), MultiTaskDataModule({n: glue(n) for n in tasks})
 
     return make

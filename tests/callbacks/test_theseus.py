@@ -144,7 +144,7 @@ def watched(kind: type, *arguments: Any) -> tuple[Any, list[float]]:
     """A loss of ``kind`` and the values that it gives."""
     values: list[float] = []
 
-    class Watched(kind):  # type: ignore[misc]
+    class Watched(kind):
         def forward(self, inputs: LossInputs) -> Tensor:
             value = super().forward(inputs)
             values.append(value.item())
@@ -255,7 +255,7 @@ def drawn_by(callback: Theseus, batches: int, steps: int, epoch: int = 0) -> np.
     found = []
     for i in range(batches):
         trainer: Any = SimpleNamespace(global_step=i, current_epoch=epoch)
-        callback.on_train_batch_start(trainer, SimpleNamespace(log=lambda *_: None), None, i)  # type: ignore[arg-type]
+        callback.on_train_batch_start(trainer, SimpleNamespace(log=lambda *_: None), None, i)
         found.append(callback.drawn)
     return np.array(found)
 

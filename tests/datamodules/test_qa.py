@@ -177,7 +177,7 @@ def test_from_teacher_to_int8_answers(
     for opened in (str(tmp_path / "run" / "student"), *folders):
         runner = Runner.open(opened)
         assert isinstance(runner.task, QuestionAnswering)
-        assert runner.task.null_threshold == module.task.null_threshold  # type: ignore[attr-defined]
+        assert runner.task.null_threshold == module.task.null_threshold
         answers = runner.predict(pairs)
         for answer, (_, context) in zip(answers, pairs, strict=True):
             assert answer["answer"] == ("" if answer["start"] is None else context[answer["start"] : answer["end"]])
@@ -335,7 +335,7 @@ def test_own_files(qa: Make, tmp_path: Path) -> None:
             "question": question["question"],
             "answers": {"text": ["ko"] * 2, "answer_start": [3] * 2} if question["answers"] else None,
         }
-        for question in NESTED["data"][0]["paragraphs"][0]["qas"]  # type: ignore[index]
+        for question in NESTED["data"][0]["paragraphs"][0]["qas"]
     ]
     lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
     texts = {
@@ -381,7 +381,7 @@ def test_refused(qa: Make, tmp_path: Path) -> None:
         qa(stride=-1)
     with pytest.raises(InputError, match=r"`max_length` to be above 24"):
         qa(stride=20).setup("fit")
-    path = write(tmp_path / "rows", {"train": [row(question=None)], "validation": [row()]})  # type: ignore[arg-type]
+    path = write(tmp_path / "rows", {"train": [row(question=None)], "validation": [row()]})
     with pytest.raises(InputError, match=r"Row 0 of .* has no text as 'question'"):
         qa(path).setup("fit")
     with pytest.raises(InputError, match="`num_rows` to be at least 1"):

@@ -48,10 +48,10 @@ def test_splits_share_no_passage_and_repeat() -> None:
     """Stops a model from being tested on what it was trained on, and a run from having other rows than its teacher."""
     one, two = (SyntheticQADataModule(num_train=500, num_validation=200, num_test=200) for _ in range(2))
     other = SyntheticQADataModule(num_train=500, num_validation=200, num_test=200, seed=1)
-    found = {s: set(one.load_split(s)["context"]) for s in ("train", "validation", "test")}  # type: ignore[index]
-    elsewhere = set(other.load_split("train")["context"])  # type: ignore[index]
+    found = {s: set(one.load_split(s)["context"]) for s in ("train", "validation", "test")}
+    elsewhere = set(other.load_split("train")["context"])
     assert not found["train"] & found["validation"] and not (found["train"] | elsewhere) & found["test"]
-    assert one.load_split("train").to_list() == two.load_split("train").to_list()  # type: ignore[union-attr]
+    assert one.load_split("train").to_list() == two.load_split("train").to_list()
     assert found["train"] != elsewhere and one.load_split("other") is None
 
 
@@ -60,7 +60,7 @@ def test_every_word_is_one_token() -> None:
     data = SyntheticQADataModule(num_train=300, num_validation=50, num_test=50)
     data.setup("fit")
     for rows in data._rows.values():
-        assert not (rows.tokens["input_ids"] == data.tokenizer.unk_token_id).any()  # type: ignore[union-attr]
+        assert not (rows.tokens["input_ids"] == data.tokenizer.unk_token_id).any()
         assert len(rows.offsets) - 1 == len(rows) and rows.lengths.max() < 64
     assert data.num_unanswerable == 0
 
@@ -75,7 +75,7 @@ def test_every_word_is_one_token() -> None:
 def test_refused(options: dict[str, float], message: str) -> None:
     """Stops a set without rows, and a share that is none."""
     with pytest.raises(InputError, match=message):
-        SyntheticQADataModule(**options)  # type: ignore[arg-type]
+        SyntheticQADataModule(**options)
 
 
 @pytest.mark.slow
@@ -84,7 +84,7 @@ def test_two_processes_validate_as_one(tmp_path: Path) -> None:
     sizes = {"num_train": 32, "num_validation": 61, "num_test": 5, "max_length": 26, "stride": 4, "eval_batch_size": 8}
     data = {"class_path": "lightning_kd.datamodules.SyntheticQADataModule", "init_args": sizes}
     task = {"class_path": "lightning_kd.tasks.QuestionAnswering"}
-    model = {"student": {**STUDENT, "config": {**STUDENT["config"], "max_position_embeddings": 64}}, "task": task}  # type: ignore[dict-item]
+    model = {"student": {**STUDENT, "config": {**STUDENT["config"], "max_position_embeddings": 64}}, "task": task}
     found = []
     for name, more in (("one", ()), ("two", TWO)):
         root = tmp_path / name

@@ -70,7 +70,7 @@ def test_module_names_are_left_to_the_models() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LayerMap("skip"), "`strategy` to be 'uniform', 'last' or 'first', but got 'skip'"),  # type: ignore[arg-type]
+        (lambda: LayerMap("skip"), "`strategy` to be 'uniform', 'last' or 'first', but got 'skip'"),
         (lambda: LayerMap(weight=0.0), "`weight` to be a number above 0, but got 0.0"),
         (lambda: LayerMap().expand(6, 3), "the student has 6 and the teacher 3: write the pairs out"),
         (lambda: HiddenStateMSE([FeatureMatch(0, 0)], projection_lr=0.0), "`projection_lr` to be a number above 0"),

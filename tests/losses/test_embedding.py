@@ -100,6 +100,6 @@ def test_what_comes_pooled_is_compared_as_it_is(loss_inputs: Callable[..., Any])
 def test_refuses_arguments() -> None:
     """Stops a pooling or a projection that is not known from being taken for the default."""
     with pytest.raises(InputError, match="`pooling` to be 'first' or 'mean', but got 'cls'"):
-        EmbeddingMSE(LayerMap(), "cls")  # type: ignore[arg-type]
+        EmbeddingMSE(LayerMap(), "cls")
     with pytest.raises(InputError, match="`projection` to be 'auto', 'linear', 'relu' or 'tanh', but got 'lineer'"):
-        EmbeddingMSE(POOL, projection="lineer")  # type: ignore[arg-type]
+        EmbeddingMSE(POOL, projection="lineer")

@@ -116,6 +116,6 @@ def test_refuses_arguments() -> None:
     """Stops a projection that is not known from being taken for "auto", and a learning rate below 0."""
     match = LayerPairMatch((0, 1), (0, 1))
     with pytest.raises(InputError, match="`projection` to be 'auto', 'linear', 'relu' or 'tanh', but got 'lineer'"):
-        FSP([match], "lineer")  # type: ignore[arg-type]
+        FSP([match], "lineer")
     with pytest.raises(InputError, match="`projection_lr` to be a number above 0"):
         FSP([match], projection_lr=-1.0)

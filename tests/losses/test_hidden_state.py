@@ -191,4 +191,4 @@ def test_refuses_arguments() -> None:
     with pytest.raises(InputError, match="`matches` to hold at least one pair"):
         HiddenStateMSE([])
     with pytest.raises(InputError, match="`projection` to be 'auto', 'linear', 'relu' or 'tanh', but got 'lineer'"):
-        HiddenStateMSE([FeatureMatch(0, 0)], "lineer")  # type: ignore[arg-type]
+        HiddenStateMSE([FeatureMatch(0, 0)], "lineer")

@@ -55,18 +55,18 @@ def test_refuses_missing_layers(match: LayerPairMatch, message: str) -> None:
 def test_refuses_other_than_pairs() -> None:
     """Stops a third layer from being ignored, a weight that turns the loss around, and a loss of nothing."""
     with pytest.raises(InputError, match=r"`student_layers` to be two layers' numbers, but got \(0, 1, 2\)\."):
-        LayerPairMatch((0, 1, 2), (0, 1))  # type: ignore[arg-type]
+        LayerPairMatch((0, 1, 2), (0, 1))
     with pytest.raises(InputError, match="`weight` to be a number above 0"):
         LayerPairMatch((0, 1), (0, 1), -1.0)
     with pytest.raises(InputError, match="`matches` to hold at least one match"):
         NST([])
     with pytest.raises(InputError, match="`teacher` to be the states of two layers, but got 1"):
-        comparable_pairs((torch.ones(1, 1, 1),) * 2, (torch.ones(1, 1, 1),), torch.ones(1, 1))  # type: ignore[arg-type]
+        comparable_pairs((torch.ones(1, 1, 1),) * 2, (torch.ones(1, 1, 1),), torch.ones(1, 1))
 
 
 def test_yaml_gives_lists() -> None:
     """Stops a match that can be written in Python alone: YAML has no tuples."""
-    assert LayerPairMatch([0, 1], [0, 2]) == LayerPairMatch((0, 1), (0, 2))  # type: ignore[arg-type]
+    assert LayerPairMatch([0, 1], [0, 2]) == LayerPairMatch((0, 1), (0, 2))
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--loss", type=DistillationLoss)
     match = {"student_layers": [0, -1], "teacher_layers": [0, 4], "weight": 2.0}

@@ -70,7 +70,7 @@ def test_float32_from_half(pooling: Any) -> None:
 def test_refuses_arguments() -> None:
     """Stops a pooling that is not known from being taken for the mean, and a mask of other tokens."""
     with pytest.raises(InputError, match="`pooling` to be 'first' or 'mean', but got 'cls'"):
-        Recorder(LayerMap(), "cls")  # type: ignore[arg-type]
+        Recorder(LayerMap(), "cls")
     with pytest.raises(InputError, match=r"a mask \(B, L\), but got \(2, 3, 4\) and \(2, 1\)"):
         pool(torch.ones(2, 3, 4), torch.ones(2, 1, dtype=torch.bool), "mean")
 

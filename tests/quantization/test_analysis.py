@@ -32,7 +32,7 @@ from lightning_kd.quantization.dynamic import _quantize
 utils = pytest.importorskip("torchao.quantization.utils", reason="needs the extra torchao")
 
 SCHEMES = [
-    QuantizationScheme(bits, symmetric, granularity, group_size=4)  # type: ignore[arg-type]
+    QuantizationScheme(bits, symmetric, granularity, group_size=4)
     for bits in (2, 3, 5, 8)
     for symmetric in (True, False)
     for granularity in ("tensor", "channel", "group")
@@ -85,7 +85,7 @@ def test_int8_per_channel_is_that_of_the_kernels() -> None:
     layer = nn.Linear(32, 16)
     layer.weight.data = matrix(16, 32)
     weight = layer.weight.detach()
-    own = _quantize(nn.Sequential(layer))[0].weight().dequantize()  # type: ignore[arg-type,index,operator]
+    own = _quantize(nn.Sequential(layer))[0].weight().dequantize()
     scheme = QuantizationScheme(8)
     assert torch.allclose(round_trip(weight, scheme), own, atol=1e-5)
     signal, noise = weight.square().sum(), (weight - own).square().sum()
@@ -97,7 +97,7 @@ def test_more_bits_and_finer_scales_lose_less() -> None:
     weight = matrix(32, 64)
     by_bits = [weight_sqnr(weight, QuantizationScheme(bits)) for bits in range(2, 9)]
     assert by_bits == sorted(by_bits) and by_bits[-1] - by_bits[-2] == pytest.approx(6.02, abs=1)  # 6 dB a bit
-    scales = [weight_sqnr(weight, QuantizationScheme(4, granularity=g)) for g in ("tensor", "channel", "group")]  # type: ignore[arg-type]
+    scales = [weight_sqnr(weight, QuantizationScheme(4, granularity=g)) for g in ("tensor", "channel", "group")]
     assert scales == sorted(scales)
     assert weight_sqnr(torch.zeros(2, 4), QuantizationScheme(4)) == float("inf")
 
@@ -186,7 +186,7 @@ def test_activations_are_quantized_where_they_should_be() -> None:
     ranges = activation_ranges(Caller(layer), [{"values": calibration}, {"values": calibration * 0.5}])
     assert ranges[layer].tolist() == [calibration.min(), calibration.max()]
     for kind in ("dynamic", "static"):
-        scheme = QuantizationScheme(8, activations=kind)  # type: ignore[arg-type]
+        scheme = QuantizationScheme(8, activations=kind)
         with quantized(one, scheme, ranges):
             found = layer(inputs)
         flat = inputs.flatten().numpy()
@@ -269,7 +269,7 @@ def test_finds_the_layer_that_was_made_fragile(classifier: PreTrainedModel) -> N
     assert min(rows, key=lambda row: row.weight_sqnr).layer == fragile
     healed = analyze(model, [QuantizationScheme(6, granularity="group", group_size=8)], [texts()], closeness(logits))
     by_layer = {row.layer: row.drop for row in healed}
-    assert by_layer[fragile] < 0.5 * max(row.drop or 0 for row in rows)  # type: ignore[operator]
+    assert by_layer[fragile] < 0.5 * max(row.drop or 0 for row in rows)
 
 
 def test_drop_has_a_sign_and_a_paired_standard_error(classifier: PreTrainedModel) -> None:

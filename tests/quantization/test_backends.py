@@ -392,7 +392,7 @@ def test_openvino_quantizes_weights_alone(trained: PreTrainedModel, tmp_path: Pa
     found = int8_tensors_of_openvino(tmp_path / "weights")
     assert sum(size for size, is_int8 in found.values() if is_int8) == sum(weights)
     with pytest.raises(InputError, match="`activations` to be static or float, but got 'dynamic'"):
-        OpenVINOInt8("dynamic")  # type: ignore[arg-type]  # what is tested
+        OpenVINOInt8("dynamic")
 
 
 @pytest.mark.parametrize("part", [0, 0.5, 0.98])

@@ -283,7 +283,7 @@ def test_calibrations_differ(small: PreTrainedModel, tmp_path: Path) -> None:
     """Stops a name from picking another method than it says."""
     files = []
     for calibration in ("minmax", "entropy", "percentile"):
-        convert(ONNXRuntimeInt8("static", calibration), small, tmp_path)  # type: ignore[arg-type]
+        convert(ONNXRuntimeInt8("static", calibration), small, tmp_path)
         files.append((tmp_path / "model.onnx").read_bytes())
     assert len(set(files)) == 3
 

@@ -45,7 +45,7 @@ def trained() -> LSTMForCausalLM:
     for step in range(60):
         words = stream(32, 16, seed=step)
         optimizer.zero_grad()
-        loss(model(words[:, :-1]).logits, words).backward()  # type: ignore[no-untyped-call]
+        loss(model(words[:, :-1]).logits, words).backward()
         optimizer.step()
     model.config.architectures = [type(model).__name__]
     return model.eval()
@@ -128,7 +128,7 @@ def test_layers_come_back_from_their_tensors(kind: Any, options: dict[str, Any])
     """Stops a reverse direction or an upper layer that keeps the weights which it was made with."""
     torch.manual_seed(0)
     layers = [kind(8, 6, **options) for _ in range(2)]
-    first, second = (_quantize(nn.ModuleList([layer]))[0] for layer in layers)  # type: ignore[arg-type,index]
+    first, second = (_quantize(nn.ModuleList([layer]))[0] for layer in layers)
     inputs = torch.randn(3, 4, 8)
     wanted = first(inputs)[0]
     assert not torch.equal(second(inputs)[0], wanted)

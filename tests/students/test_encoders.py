@@ -63,7 +63,7 @@ def test_is_torch_on_packed_sequences(cell: str, bidirectional: bool) -> None:
     """Stops a backward direction that reads the padding of a shorter row before its last token."""
     options = {"cell": cell, "bidirectional": bidirectional, "hidden_size": 12, "num_hidden_layers": 3}
     torch.manual_seed(0)
-    own = RNNModel(RNNConfig(vocab_size=30, pooling="last", **options)).eval()  # type: ignore[arg-type]
+    own = RNNModel(RNNConfig(vocab_size=30, pooling="last", **options)).eval()
     width = 12 // (1 + bidirectional)
     kind = {"lstm": nn.LSTM, "gru": nn.GRU}[cell]
     torchs = kind(12, width, num_layers=3, bidirectional=bidirectional, batch_first=True)
@@ -71,7 +71,7 @@ def test_is_torch_on_packed_sequences(cell: str, bidirectional: bool) -> None:
     for number, layer in enumerate(own.layers):
         for direction, suffix in ((layer.forwards, ""), (layer.backwards, "_reverse")):
             if direction is not None:
-                state |= {f"{n.removesuffix('0')}{number}{suffix}": p for n, p in direction.named_parameters()}  # type: ignore[operator, union-attr]
+                state |= {f"{n.removesuffix('0')}{number}{suffix}": p for n, p in direction.named_parameters()}
     torchs.load_state_dict(state)
     batch = inputs(padding=2)
     packed = pack_padded_sequence(own.embedding(batch["input_ids"]), LENGTHS, batch_first=True, enforce_sorted=False)
@@ -98,7 +98,7 @@ def test_is_the_convolution_of_the_paper() -> None:
             below, dilation = states[number][row, :length], 2**number
             for token in range(length):
                 features = []
-                for size, linear in layer.windows.items():  # type: ignore[operator, union-attr]
+                for size, linear in layer.windows.items():
                     places = [token + dilation * step - dilation * (int(size) - 1) // 2 for step in range(int(size))]
                     window = torch.cat([below[p] if 0 <= p < length else torch.zeros(12) for p in places])
                     features.append(torch.relu(linear.weight @ window + linear.bias))
@@ -110,10 +110,10 @@ def test_one_layer_is_torchs_convolution() -> None:
     """Stops weights that are laid out by dimension and not by token of the window."""
     torch.manual_seed(0)
     own = CNNModel(CNNConfig(vocab_size=30, hidden_size=8, kernel_sizes=[3])).eval()
-    linear = own.layers[0].windows["3"]  # type: ignore[index, union-attr]
+    linear = own.layers[0].windows["3"]
     convolution = nn.Conv1d(8, 8, 3, padding="same")
     convolution.weight.copy_(linear.weight.view(8, 3, 8).transpose(1, 2))
-    convolution.bias.copy_(linear.bias)  # type: ignore[union-attr]
+    convolution.bias.copy_(linear.bias)
     ids = torch.randint(30, (2, 9))
     wanted = convolution(own.embedding(ids).transpose(1, 2)).relu().transpose(1, 2)
     torch.testing.assert_close(own(ids).last_hidden_state, wanted)

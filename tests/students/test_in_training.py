@@ -60,7 +60,7 @@ def test_a_classifier_goes_from_its_teacher_to_int8(
     """Stops a student that trains, and whose folder then opens as another, or not at all."""
     pytest.importorskip("onnxruntime", reason="needs the extra onnx")
     callbacks = [StudentExport()]
-    callbacks += [QuantizationCallback(q, str(tmp_path / type(q).__name__)) for q in backends(kind)]  # type: ignore[misc]
+    callbacks += [QuantizationCallback(q, str(tmp_path / type(q).__name__)) for q in backends(kind)]
     teacher = str(tiny_model("bert"))
     source = ModelSource(from_scratch=True, embeddings_from=teacher, config=STUDENTS[kind])
     module = distillation(

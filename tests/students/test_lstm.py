@@ -14,7 +14,7 @@ from lightning_kd import LSTMConfig, LSTMForCausalLM
 
 def model(**shape: object) -> LSTMForCausalLM:
     torch.manual_seed(0)
-    return LSTMForCausalLM(LSTMConfig(vocab_size=30, hidden_size=6, **shape)).eval()  # type: ignore[arg-type]
+    return LSTMForCausalLM(LSTMConfig(vocab_size=30, hidden_size=6, **shape)).eval()
 
 
 def slow(own: LSTMForCausalLM, row: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def slow(own: LSTMForCausalLM, row: Tensor) -> Tensor:
         hidden = cell = torch.zeros(6)
         outputs = []
         for x in states:
-            gates = layer.weight_ih_l0 @ x + layer.bias_ih_l0 + layer.weight_hh_l0 @ hidden + layer.bias_hh_l0  # type: ignore[operator]
+            gates = layer.weight_ih_l0 @ x + layer.bias_ih_l0 + layer.weight_hh_l0 @ hidden + layer.bias_hh_l0
             i, f, g, o = gates.split(6)
             cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
             hidden = o.sigmoid() * cell.tanh()
