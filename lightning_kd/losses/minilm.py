@@ -120,10 +120,10 @@ class MiniLM(AttentionMatchLoss):
         student, teacher, mask = inputs.student, inputs.teacher, inputs.token_mask
         attention = attention_kl(
             attention_scores(student.queries[i], student.keys[i]),  # type: ignore[index]  # `build` refused names
-            attention_scores(teacher.queries[j], teacher.keys[j]),  # type: ignore[index]  # needed, so there
+            attention_scores(teacher.queries[j], teacher.keys[j]),  # type: ignore[index]  # as above
             mask,
         )
-        return attention + relation_kl(student.values[i], teacher.values[j], mask)  # type: ignore[index]  # needed, so there
+        return attention + relation_kl(student.values[i], teacher.values[j], mask)  # type: ignore[index]  # as above
 
 
 class MiniLMv2(AttentionMatchLoss):
