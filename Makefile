@@ -6,7 +6,7 @@
 # make audit        compare the pinned versions with known vulnerabilities; needs a network
 # make clean        remove .venv, builds and caches; runs/ stays
 #
-# Both work in .venv/, which is made on the first call. PYTHON=python3.12 make ... makes it with another Python.
+# All work in .venv/, which is made on the first call. PYTHON=python3.12 make ... makes it with another Python.
 
 PYTHON ?= python3
 VENV := .venv

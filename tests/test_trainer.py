@@ -114,7 +114,8 @@ def test_a_pruned_folder_is_the_student_of_a_distillation(
     data = [f"--data.path={glue_folder}", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
     config = str(ROOT / "configs" / "sst2" / "prune.yaml")
     where = [f"--model.student.path={source}", f"--trainer.default_root_dir={tmp_path}", "--data.holdout_size=4"]
-    main(["prune", "--config", config, *where, *data, "--intermediate_size=8", "--hidden_size=8"])
+    sizes = ["--keep_layers=[0, 2]", "--intermediate_size=8", "--hidden_size=8"]  # the teacher here has three layers
+    main(["prune", "--config", config, *where, *data, *sizes])
     folder, out = tmp_path / "pruned", capsys.readouterr().out
     assert out.count("accuracy 0.") + out.count("accuracy 1.") == 2 and "layer 2: attention" in out
     assert "train: 0.00% of 20 texts are cut into other tokens than before" in log.text
