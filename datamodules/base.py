@@ -29,7 +29,7 @@ from lightning_kd.datamodules.batching import (
     overfits,
 )
 from lightning_kd.datamodules.holdout import hold_out
-from lightning_kd.datamodules.token_cache import cached, encode, place_of
+from lightning_kd.datamodules.token_cache import cached, encode, first_on_each_node, place_of
 from lightning_kd.models import check_folder
 
 __all__ = ["TransformerDataModule"]
@@ -284,7 +284,8 @@ class TransformerDataModule(L.LightningDataModule):
         chosen = rows if len(numbers) == len(rows) else rows.select(numbers)
         place = place_of(rows, numbers, self.text_columns, tokenizer, self.max_length)
         texts = chosen.select_columns(list(self.text_columns))
-        encoded = cached(place, lambda: encode(texts, tokenizer, self.max_length, self._on_tokenized))
+        with first_on_each_node(None if place is None else self.trainer):
+            encoded = cached(place, lambda: encode(texts, tokenizer, self.max_length, self._on_tokenized))
         labels: Any = None
         if self.label_column in chosen.column_names:
             is_float = self.label_names is None or self.multi_label

@@ -8,12 +8,14 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import datasets
+import lightning as L
 import numpy as np
 import tokenizers
 from datasets import Dataset
@@ -21,7 +23,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Chunk", "Encoded", "cached", "encode", "place_of"]
+__all__ = ["Chunk", "Encoded", "cached", "encode", "first_on_each_node", "place_of"]
 
 #: Fewer rows are encoded within a second or two, and stay in memory.
 _SMALLEST = 10_000
@@ -58,7 +60,7 @@ def place_of(
     """The folder of the encoded rows: another one wherever rows, columns, tokenizer or limit are others.
 
     None where they stay in memory: few rows, rows that are in no Arrow file themselves, a tokenizer that is no fast
-    one, ``datasets.disable_caching()``, or a folder that must not be written to.
+    one, or ``datasets.disable_caching()``.
 
     Args:
         rows: The data set.
@@ -70,9 +72,6 @@ def place_of(
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if len(numbers) < _SMALLEST or not rows.cache_files or backend is None or not datasets.is_caching_enabled():
         return None
-    folder = Path(rows.cache_files[0]["filename"]).parent
-    if not os.access(folder, os.W_OK):
-        return None
     how = json.loads(backend.to_str())
     for changes_with_use in ("truncation", "padding"):
         how.pop(changes_with_use, None)
@@ -80,7 +79,7 @@ def place_of(
     about = [rows._fingerprint, list(columns), max_length, own, how]
     found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     found.update(numbers.tobytes())
-    return folder / f"tokens-{found.hexdigest()[:32]}"
+    return Path(rows.cache_files[0]["filename"]).parent / f"tokens-{found.hexdigest()[:32]}"
 
 
 def encode(
@@ -109,13 +108,13 @@ def encode(
 
 
 def cached(folder: Path | None, encode: Callable[[], Iterator[Chunk]]) -> Encoded:
-    """What is in the folder, or else what ``encode`` gives, which is then put there.
+    """What is in the folder, or else what ``encode`` gives, which is then put there if that is allowed.
 
     Args:
-        folder: From :func:`place_of`.
+        folder: From :func:`place_of`; ``None`` for memory.
         encode: The rows in their order, some at a time.
     """
-    if folder is None:
+    if folder is None or not (folder.is_dir() or os.access(folder.parent, os.W_OK)):
         return _in_memory(encode())
     if not folder.is_dir():
         _write(folder, encode())
@@ -125,6 +124,27 @@ def cached(folder: Path | None, encode: Callable[[], Iterator[Chunk]]) -> Encode
         _mapped(folder / "offsets", np.int64),
         about["truncated"],
     )
+
+
+@contextmanager
+def first_on_each_node(trainer: L.Trainer | None) -> Iterator[None]:
+    """Lets one process of each node go before the others, who then find what it has written.
+
+    All processes have to enter, or none.
+
+    Args:
+        trainer: Whose processes; without one there are no others.
+    """
+    if trainer is None:
+        yield
+        return
+    if trainer.local_rank > 0:
+        trainer.strategy.barrier("tokens")
+    try:
+        yield
+    finally:  # after an error, too: the others meet the same one
+        if trainer.local_rank == 0:
+            trainer.strategy.barrier("tokens")
 
 
 def _mapped(file: Path, dtype: Any) -> NDArray[Any]:

@@ -50,6 +50,29 @@ class Failing(DynamicInt8):
         super().convert(model, calibration, folder)
         raise RuntimeError("the disk is full")
 '''
+ENCODING = '''
+import os
+import time
+from pathlib import Path
+
+from lightning_kd.datamodules import GLUEDataModule, base, token_cache
+
+token_cache._SMALLEST = 1
+encode = base.encode
+
+def noted(*arguments):
+    with Path("encoded.txt").open("a") as file:
+        print(os.environ.get("LOCAL_RANK", "0"), len(arguments[0]), file=file)
+    time.sleep(2)  # as long as the other process may be late
+    if "FAILING" in os.environ:
+        raise RuntimeError("the disk is full")
+    return encode(*arguments)
+
+base.encode = noted
+
+class Kept(GLUEDataModule):
+    """Keeps the tokens of few rows, too, and notes who encodes them."""
+'''
 
 
 def train(root: Path, subcommand: str, config: dict[str, Any], *more: str, path: Path | None = None) -> Any:
@@ -264,6 +287,32 @@ def test_two_processes_share_the_work_of_a_cache(teacher: Path, tmp_path: Path) 
         "identity.json",
         "logits.npy",
     ]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_one_process_encodes_what_is_kept(
+    fails: bool, teacher: Path, glue_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stops every process from doing the same work at the start, and the others from waiting for one that fails."""
+    helpers, root = tmp_path / "helpers", tmp_path / "fit"
+    helpers.mkdir()
+    (helpers / "encoding.py").write_text(ENCODING)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    if fails:
+        monkeypatch.setenv("FAILING", "1")
+    arguments = {"name": "sst2", "path": str(glue_folder), "tokenizer": str(teacher), "batch_size": 4}
+    model = {"student": {"path": str(teacher)}}
+    trainer = {"max_epochs": 1, "logger": False, "enable_checkpointing": False}
+    data = {"class_path": "encoding.Kept", "init_args": arguments}
+    done = train(root, "fit", {"model": model, "data": data, "trainer": trainer}, *TWO, path=helpers)
+    encoded = sorted((root / "encoded.txt").read_text().splitlines())
+    if fails:
+        assert done.returncode != 0 and "the disk is full" in done.stderr
+        assert encoded == ["0 24", "1 24"]
+    else:
+        assert done.returncode == 0, done.stderr[-6000:]
+        assert encoded == ["0 10", "0 24"]
+        assert len(list((tmp_path / "cache").rglob("tokens-*/about.json"))) == 2
 
 
 def test_two_processes_replace_the_same_layers_as_one(teacher: Path, tmp_path: Path) -> None:
