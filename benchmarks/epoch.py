@@ -66,10 +66,10 @@ def peer_python(folder: Path) -> Path:
     if not (folder / "ready").exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         subprocess.run([str(python), "-m", "pip", "install", "-q", "--no-deps", *PACKAGES], check=True)
-        code = "import sysconfig; print(sysconfig.get_path('purelib'))"
-        own = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-        (Path(own) / "ours.pth").write_text(sysconfig.get_path("purelib") + "\n")
         (folder / "ready").touch()
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    own = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    (Path(own) / "ours.pth").write_text(sysconfig.get_path("purelib") + "\n")  # another environment may call next time
     return python
 
 

@@ -122,24 +122,50 @@ def startup(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
     ]
 
 
+def loading() -> float:
+    """Seconds that the loader takes for a batch."""
+    return BATCH / next(row["rows/s"] for row in read("data")["rows"] if row["batches"] == "bucketed, ours")
+
+
+def reducing(row: dict[str, Any], count: int) -> float:
+    """Seconds of an all-reduce of the gradients among so many GPUs."""
+    return 2 * (count - 1) / count * 4e6 * row["M trained"] / BANDWIDTH[count] if count > 1 else 0.0
+
+
+def enough(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """How long a step has to be for several GPUs to be worth it, by the formula of the page."""
+    load = loading()
+    return [
+        {
+            "student": row["step"].split(" to ")[1].split(",")[0],
+            "GPUs": str(count),
+            "all-reduce, MB": f"{4 * row['M trained']:.0f}",
+            "all-reduce, ms": f"{(reduce := reducing(row, count)) * 1e3:.2f}",
+            "loader, ms": f"{load * 1e3:.2f}",
+            "at least 90 % of linear from a step of, ms": f"{900 * max(reduce, load):.2f} to "
+            f"{1e3 * max(9 * reduce, 0.9 * load):.1f}",
+        }
+        for row in rows
+        if row["logger and bar"] == "on"
+        for count in BANDWIDTH
+    ]
+
+
 def gpus(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
     """What the step of one GPU comes to on several, by the formula of the page."""
-    rate = next(row["rows/s"] for row in read("data")["rows"] if row["batches"] == "bucketed, ours")
+    load = loading()
     made = []
     for row in (row for row in rows if row["logger and bar"] == "on"):
-        alone, size = row["trainer, ms"] / 1e3, 4e6 * row["M trained"]
+        alone = row["trainer, ms"] / 1e3
         for count in (1, *BANDWIDTH):
-            reduce = 2 * (count - 1) / count * size / BANDWIDTH[count] if count > 1 else 0.0
-            load = BATCH / rate
+            reduce = reducing(row, count)
             worst, best = max(alone + reduce, load), max(alone, reduce, load)
             made.append(
                 {
                     "step": row["step"],
                     "GPUs": str(count),
                     "step alone, ms": f"{alone * 1e3:.1f}",
-                    "all-reduce, MB": f"{size / 1e6:.0f}",
                     "all-reduce, ms": f"{reduce * 1e3:.1f}",
-                    "loader, ms": f"{load * 1e3:.2f}",
                     "rows/s": f"{count * BATCH / worst:,.0f} to {count * BATCH / best:,.0f}",
                     "of linear": f"{100 * alone / worst:.0f} to {100 * alone / best:.0f} %",
                 }
@@ -157,6 +183,7 @@ PLACES: dict[str, tuple[str, Callable[[list[dict[str, Any]]], list[dict[str, str
     "memory": ("memory", memory),
     "scaling": ("scaling", scaling),
     "startup": ("startup", startup),
+    "enough": ("step", enough),
     "gpus": ("step_cuda", gpus),
 }
 
@@ -171,7 +198,7 @@ def filled(name: str) -> str:
     """What stands in a place of the page."""
     source, make = PLACES[name]
     found = read(source)
-    missing = next((each for each in (source, *["data"] * (name == "gpus")) if read(each) is None), None)
+    missing = next((each for each in (source, *["data"] * (name in ("enough", "gpus"))) if read(each) is None), None)
     if missing is not None:
         return f"Not measured yet: there is no `benchmarks/results/{missing}.json`."
     lines = [*table(make(found["rows"])), "", f"({about(found['setting'])}.)"]
