@@ -32,9 +32,10 @@ from lightning_kd.callbacks._loggers import log_folders, log_report
 from lightning_kd.callbacks.export import StudentExport
 from lightning_kd.callbacks.quantization import QuantizationCallback
 from lightning_kd.charts import draw_agreement, draw_details, draw_report
+from lightning_kd.compatibility import check_labels
 from lightning_kd.details import agreement, details_of, disagreements, row_distances
 from lightning_kd.measure import Evaluation, evaluate, paired_speedup, time_interleaved
-from lightning_kd.models import ModelSource, count_parameters, load_trained
+from lightning_kd.models import ModelSource, count_parameters, load_config, load_trained
 from lightning_kd.module import DistillationModule
 from lightning_kd.quantization import Forward
 from lightning_kd.report import (
@@ -135,6 +136,8 @@ class CompressionReport(L.Callback):
                 raise expected("report.baselines", "names that no other row of the report has", name)
             if not (Path(folder) / "config.json").is_file():
                 raise expected(f"report.baselines.{name}", "a folder with a model", folder, "There is no config.json.")
+            config = load_config(ModelSource(folder), f"report.baselines.{name}")
+            check_labels(f"`report.baselines.{name}`", config, data_of(trainer).label_names)
         callbacks = callbacks_of(trainer)
         if any(isinstance(later, QuantizationCallback) for later in callbacks[callbacks.index(self) :]):
             raise InputError("CompressionReport must come after every QuantizationCallback in trainer.callbacks.")
@@ -164,11 +167,12 @@ class CompressionReport(L.Callback):
 
     def _candidates(self, trainer: L.Trainer, module: DistillationModule) -> list[_Candidate]:
         found = []
+        label_names = data_of(trainer).label_names
         for name, source in module.teacher_sources.items() if self.teacher else ():
             path = source.path
             teacher = module.teachers.get(name)  # not loaded if its logits are cached
             if teacher is None:
-                teacher = load_trained(source, module.task.auto_class, f"model.teachers.{name}")
+                teacher = load_trained(source, module.task.auto_class, f"model.teachers.{name}", label_names)
             local = path is not None and Path(path).is_dir()
             size = weight_bytes(Path(path)) if local and path else _tensor_bytes(teacher)
             label = "teacher" if len(module.teacher_sources) == 1 else f"teacher {name}"
@@ -176,7 +180,8 @@ class CompressionReport(L.Callback):
             forwards, task = self._in_torch(teacher.cpu(), module.task), module.task.with_config(teacher.config)
             found.append(_Candidate(label, forwards, task, count_parameters(teacher), size, encoding=encoding))
         for name, folder in self.baselines.items():
-            model = load_trained(ModelSource(folder), module.task.auto_class, f"report.baselines.{name}")
+            role = f"report.baselines.{name}"
+            model = load_trained(ModelSource(folder), module.task.auto_class, role, label_names)
             size, task = weight_bytes(Path(folder)), module.task.with_config(model.config)
             found.append(_Candidate(name, self._in_torch(model, task), task, count_parameters(model), size))
         student = best_student(trainer, module)

@@ -105,9 +105,10 @@ class TeacherCache(L.Callback):
         rows = data_of(trainer).token_rows("train", name)
         tokens = {key: rows.tokens[key] for key in _READ if key in rows.tokens}
         return {
-            "format": 2,
+            "format": 3,
             "teacher": fingerprint_of_teacher(module.teacher_sources[name]),
             "rows": fingerprint_of_rows(tokens, rows.offsets, rows.windows, rows.index),
+            "labels": data_of(trainer).label_names,
             "precision": str(trainer.precision),
             "dtype": self.dtype,
             "top_k": self.top_k,

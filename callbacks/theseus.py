@@ -16,6 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lightning_kd._checks import InputError, check_range, expected
 from lightning_kd.callbacks.schedules import ScheduleCallback
+from lightning_kd.labels import label_names_of
 from lightning_kd.models import ModelSource, layer_list, load_config, load_trained
 from lightning_kd.module import DistillationModule
 from lightning_kd.schedules import Schedule
@@ -76,7 +77,7 @@ class Theseus(ScheduleCallback):
         assert isinstance(pl_module, DistillationModule)  # noqa: S101  # the callbacks belong to this module
         student, source = pl_module.model, self._source(pl_module)
         _check_shapes(student.config, load_config(source, "teacher"), str(source.path))
-        teacher = load_trained(source, pl_module.task.auto_class, "teacher")
+        teacher = load_trained(source, pl_module.task.auto_class, "teacher", label_names_of(student.config))
         own = _layers(student)
         parameter = next(own.parameters())
         cast(nn.Module, teacher).to(dtype=parameter.dtype)  # of a trainer's precision, bf16-true

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 from transformers import AutoTokenizer, PretrainedConfig
 
 from lightning_kd._checks import InputError, expected, nearest
+from lightning_kd.labels import label_names_of, label_order
 from lightning_kd.losses import DistillationLoss
 from lightning_kd.models import ModelSource, has_tokenizer, num_positions
 from lightning_kd.tasks import Task
@@ -23,7 +24,6 @@ __all__ = [
     "check_task",
     "check_terms",
     "check_vocabulary",
-    "label_names_of",
 ]
 
 
@@ -46,12 +46,6 @@ def check_strategy(strategy: str | type) -> None:
             "A student fits on one device. A teacher that does not fit beside it: give it dtype: bfloat16, or have its "
             "logits cached (lightning_kd.callbacks.TeacherCache).",
         )
-
-
-def label_names_of(config: PretrainedConfig) -> list[str] | None:
-    """A model's label names by number; ``None`` where it has one output, a score."""
-    names = cast(dict[int, str], config.id2label or {})
-    return None if len(names) == 1 else [names[i] for i in sorted(names)]
 
 
 def _in_brackets(names: list[str] | None) -> str:
@@ -80,8 +74,15 @@ def check_task(task: Task, multi_label: bool, tasks: Sequence[str] = ()) -> None
         )
 
 
-def check_labels(who: str, config: PretrainedConfig, label_names: list[str] | None) -> None:
-    """Refuse a model whose labels contradict the data's; text alone has none."""
+def check_labels(who: str, config: PretrainedConfig, label_names: list[str] | None, in_order: bool = False) -> None:
+    """Refuse a model whose labels are not the data's; text alone has none.
+
+    Args:
+        who: What the model is, in messages.
+        config: Its configuration.
+        label_names: The data's labels; ``None`` for a score.
+        in_order: Refuse another order, too.
+    """
     if label_names == []:
         return
     if config.num_labels != (1 if label_names is None else len(label_names)):
@@ -91,10 +92,14 @@ def check_labels(who: str, config: PretrainedConfig, label_names: list[str] | No
             f"but {who} has {config.num_labels}: use a model with the data's labels."
         )
     own = label_names_of(config)
-    if own and label_names and own != label_names and not own[0].startswith("LABEL_"):
+    if not own or not label_names or own[0].startswith("LABEL_"):
+        return
+    order = label_order(own, label_names)
+    if order is None or (in_order and order != sorted(order)):
         raise InputError(
             f"The data's labels are {', '.join(label_names)}, but those of {who} are {', '.join(own)}: "
-            "names and order must be the same."
+            + ("names and order must be the same." if in_order else "use a model with the data's labels. ")
+            + ("" if in_order else "If they mean the same, say so by id2label in its config.")
         )
 
 

@@ -84,6 +84,7 @@ def fingerprint_of_teacher(source: ModelSource) -> str:
 _PARTS = {
     "teacher": "another teacher (its weights, its configuration or how it is loaded)",
     "rows": "other training rows, another tokenizer or other limits of length",
+    "labels": "other labels, or another order of them",
     "precision": "another trainer.precision",
     "dtype": "another dtype",
     "top_k": "another top_k",

@@ -16,6 +16,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PretrainedConfig
 import lightning_kd.students  # noqa: F401  # registered with transformers, or it cannot open a folder that holds one
 from lightning_kd._checks import InputError, expected, nearest
 from lightning_kd.folders import check_config, check_size, why_no_config, why_no_weights
+from lightning_kd.labels import label_names_of, order_outputs
 
 __all__ = [
     "ModelSource",
@@ -179,12 +180,20 @@ def _from_config(auto_class: Any, config: PretrainedConfig, role: str, options: 
     return model
 
 
-def load_trained(source: ModelSource, auto_class: type, role: str = "teacher") -> PreTrainedModel:
+def load_trained(
+    source: ModelSource, auto_class: type, role: str = "teacher", label_names: Sequence[str] | None = None
+) -> PreTrainedModel:
     """A model whose every weight is stored, frozen and in eval mode: a teacher.
 
+    Args:
+        source: Where it is.
+        auto_class: The transformers auto class of the task.
+        role: The argument's name in messages.
+        label_names: The data's; the outputs are put into their order if the model's labels have the same names.
+
     Raises:
-        InputError: If the weights cannot be read, the head for the task is not among them, or ``source`` asks for
-            less than the stored model.
+        InputError: If the weights cannot be read, the head for the task is not among them, ``source`` asks for less
+            than the stored model, or its outputs cannot be put into the order of the labels.
     """
     for name in ("from_scratch", "keep_layers", "embeddings_from"):
         if value := getattr(source, name):
@@ -194,7 +203,7 @@ def load_trained(source: ModelSource, auto_class: type, role: str = "teacher") -
     model, missing = _from_pretrained(source, auto_class, config, role, options)
     if missing:
         raise _untrained(source, config, missing, role)
-    return freeze(model)
+    return freeze(order_outputs(model, label_names_of(model.config), label_names, f"`{role}`"))
 
 
 def _untrained(source: ModelSource, config: PretrainedConfig, missing: Sequence[str], role: str) -> InputError:

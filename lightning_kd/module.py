@@ -25,7 +25,6 @@ from lightning_kd.compatibility import (
     check_task,
     check_terms,
     check_vocabulary,
-    label_names_of,
 )
 from lightning_kd.embeddings import start_embeddings
 from lightning_kd.ensemble import Ensemble
@@ -33,6 +32,7 @@ from lightning_kd.features import FeatureCapture
 from lightning_kd.finite import FiniteCheck
 from lightning_kd.folders import FORMAT, check_format
 from lightning_kd.hyperparameters import keep_plain
+from lightning_kd.labels import label_names_of, order_outputs
 from lightning_kd.logit_cache import CachedLogits
 from lightning_kd.losses import DistillationLoss
 from lightning_kd.models import ModelSource, count_parameters, load_config, load_model, shape_in_words
@@ -210,13 +210,14 @@ class DistillationModule(L.LightningModule):
             check_task(self.task, self._data("multi_label", False), self._data("task_names", ()))
         if self.student is not None:
             if has_data:
-                check_labels("the student", self.student.config, label_names)
+                check_labels("the student", self.student.config, label_names, in_order=True)
             return
         source = self.student_source
         config = load_config(source, "model.student")
+        stored = None if source.from_scratch else label_names_of(config)
         if has_data:
-            if "num_labels" in source.config:
-                check_labels("model.student.config", config, label_names)
+            if whole or "num_labels" in source.config:
+                check_labels("model.student" if whole else "model.student.config", config, label_names)
             self.task.configure(config, label_names)
         tokenizer = self._data("tokenizer", None)
         if tokenizer is not None:
@@ -225,6 +226,7 @@ class DistillationModule(L.LightningModule):
                 config.pad_token_id = tokenizer.pad_token_id
             check_vocabulary("model.student", source, config, tokenizer)
         self.student = load_model(source, self.task.auto_class, config, "model.student", whole)
+        order_outputs(self.student, stored, label_names, "`model.student`")
         check_length("model.student", self.student, data)
         start_embeddings(self.student, source, tokenizer)
 
@@ -250,7 +252,8 @@ class DistillationModule(L.LightningModule):
                 needs[teacher] |= loss.needs("teacher")
         if self._open_cache is not None and (live := [name for name in names if needs[name]]):
             rank_zero_info(f"Losses read more than the logits of {', '.join(live)}: not cached, run with every batch")
-        self._teachers.load(needs, self._open_cache)
+        label_names = self._data("label_names", label_names_of(self.model.config))
+        self._teachers.load(needs, self._open_cache, label_names)
         data = self.trainer.datamodule  # type: ignore[attr-defined]  # set by the trainer
         if hasattr(data, "on_train_batch"):
             data.on_train_batch = None if self._open_cache is None else self._teachers.add_cached
@@ -259,7 +262,7 @@ class DistillationModule(L.LightningModule):
             config = self._teachers.configs[name]
             if name in self.teachers:
                 check_length(f"model.teachers.{name}", self.teachers[name], data, name)
-            check_labels(f"the teacher {name!r}", config, self._data("label_names", label_names_of(self.model.config)))
+            check_labels(f"the teacher {name!r}", config, label_names)
             self.task.check_teacher(name, config)
             tokenizer = foreign.get(name, self._data("tokenizer", None))
             if tokenizer is not None:
@@ -398,6 +401,8 @@ class DistillationModule(L.LightningModule):
             state = checkpoint["state_dict"]
             for key in [key for key in state if key.startswith("losses.") and key not in own]:
                 del state[key]
+        stored = AutoConfig.for_model(**checkpoint["student_config"])
+        check_labels("the checkpoint", stored, label_names_of(self.model.config), in_order=True)
         self._check_state(checkpoint["state_dict"])
 
     def _check_state(self, state: Mapping[str, Tensor]) -> None:

@@ -64,12 +64,13 @@ class Teachers:
         for name, source in self.sources.items():
             self.configs.setdefault(name, load_config(source, f"model.teachers.{name}"))
 
-    def load(self, needs: Mapping[str, Needs], open_cache: OpenCache | None) -> None:
+    def load(self, needs: Mapping[str, Needs], open_cache: OpenCache | None, label_names: Sequence[str] | None) -> None:
         """Load what has to run, and get the rest out of a cache.
 
         Args:
             needs: By the teacher's name, what is read of it beside the logits.
             open_cache: Asked for every teacher of which nothing else is read.
+            label_names: The data's, in whose order the logits are to be.
         """
         self._cached = {}
         for name, source in self.sources.items():
@@ -78,7 +79,8 @@ class Teachers:
                 self._cached[name] = cached
                 self.models.pop(name, None)
             elif name not in self.models:
-                self.models[name] = load_trained(source, self.task.auto_class, f"model.teachers.{name}")
+                role = f"model.teachers.{name}"
+                self.models[name] = load_trained(source, self.task.auto_class, role, label_names)
         self.release()
         logits = self.task.logits
         self._captures = {n: FeatureCapture(model, needs[n], logits, "teacher") for n, model in self.models.items()}

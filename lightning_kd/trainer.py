@@ -19,6 +19,7 @@ from lightning_kd.compatibility import check_labels
 from lightning_kd.cutting import check_prunable, named_tokens, reduce_embeddings
 from lightning_kd.describe import parts_of, table_of
 from lightning_kd.folders import FORMAT
+from lightning_kd.labels import label_names_of, order_outputs
 from lightning_kd.measure import evaluate
 from lightning_kd.models import ModelSource, freeze, load_trained
 from lightning_kd.models import keep_layers as keep
@@ -85,6 +86,7 @@ class CompressionTrainer(L.Trainer):
         data.tokenizer_source = str(folder)
         data.prepare_data()
         data.setup("fit")
+        _take_labels(trained, data)
         task, name, split = model.task, data.metric_names[0], data.validation_splits[0]
         rows = data.evaluation_batches(split)
         batches = [task.model_inputs(batch) for batch in data.calibration_batches(calibration_batches)]
@@ -170,7 +172,7 @@ class CompressionTrainer(L.Trainer):
         data.tokenizer_source = source
         data.prepare_data()
         data.setup("fit")
-        check_labels("the trained model", trained.config, data.label_names)
+        _take_labels(trained, data)
         task = model.task.with_config(trained.config)
         smaller, layers = trained, list(range(depth))
         if num_layers is not None:
@@ -208,6 +210,12 @@ class CompressionTrainer(L.Trainer):
         titles = {f"{when}: {_score(m, task, rows)}": parts_of(m) for when, (m, rows) in measured.items()}
         Console().print(table_of(titles))
         rank_zero_info(f"Pruned: {folder}")
+
+
+def _take_labels(trained: PreTrainedModel, data: Any) -> None:
+    """Refuse a model of other labels than the data's, and put its outputs into their order."""
+    check_labels("the trained model", trained.config, data.label_names)
+    order_outputs(trained, label_names_of(trained.config), data.label_names, "the trained model")
 
 
 def _check_data(datamodule: L.LightningDataModule, subcommand: str) -> None:
