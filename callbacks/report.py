@@ -176,7 +176,8 @@ class CompressionReport(L.Callback):
             local = path is not None and Path(path).is_dir()
             size = weight_bytes(Path(path)) if local and path else _tensor_bytes(teacher)
             label = "teacher" if len(module.teacher_sources) == 1 else f"teacher {name}"
-            encoding = name if name in data_of(trainer).teacher_tokenizers else None
+            data = data_of(trainer)
+            encoding = name if name in {*data.teacher_tokenizers, *data.teacher_inputs} else None
             forwards, task = self._in_torch(teacher.cpu(), module.task), module.task.with_config(teacher.config)
             found.append(_Candidate(label, forwards, task, count_parameters(teacher), size, encoding=encoding))
         for name, folder in self.baselines.items():

@@ -114,6 +114,8 @@ class TransformerDataModule(L.LightningDataModule):
         self.tokenizer: PreTrainedTokenizerBase | None = None
         #: Of the teachers that read another vocabulary, by name; filled to fit.
         self.teacher_tokenizers: dict[str, PreTrainedTokenizerBase] = {}
+        #: Of the teachers that read the same tokens with token types, and the student without, or the other way round.
+        self.teacher_inputs: dict[str, PreTrainedTokenizerBase] = {}
         self.label_names: list[str] | None = None
         #: Adds to a training batch before it leaves the CPU.
         self.on_train_batch: Callable[[dict[str, Any]], dict[str, Any]] | None = None
@@ -183,11 +185,18 @@ class TransformerDataModule(L.LightningDataModule):
         own = cast(PreTrainedTokenizerBase, self.tokenizer)
         for name, source in self.teacher_tokenizer_sources.items():
             tokenizer = self.read_tokenizer(f"data.teacher_tokenizers.{name}", source)
+            types = ["token_type_ids" in each.model_input_names for each in (tokenizer, own)]
             if tokenizer.get_vocab() != own.get_vocab():
                 self.teacher_tokenizers[name] = tokenizer
+            elif types[0] != types[1] and len(self.text_columns) > 1:
+                self.teacher_inputs[name] = tokenizer
         if self.teacher_tokenizers:
             names = ", ".join(self.teacher_tokenizers)
             rank_zero_info(f"Another vocabulary than the student's is read by {names}: each text is encoded for both")
+        for name, tokenizer in self.teacher_inputs.items():
+            known = "token_type_ids" in tokenizer.model_input_names
+            reads, other = (name, "the student") if known else ("the student", name)
+            rank_zero_info(f"{reads} tells two texts by token types, {other} does not: each row is encoded for both")
 
     def _add_test(self, required: bool = True) -> None:
         """The held-out rows, or else the test split if its labels are known."""
@@ -264,13 +273,14 @@ class TransformerDataModule(L.LightningDataModule):
         if not len(numbers):
             raise InputError(f"The {name} split of {self._name()} has no rows.")
         shown = self.trainer is None or self.trainer.progress_bar_callback is not None
-        total = len(numbers) * (1 + len(self.teacher_tokenizers))
+        encodings = {**self.teacher_tokenizers, **self.teacher_inputs}
+        total = len(numbers) * (1 + len(encodings))
         with progress_stage(f"Tokenizing {name}", total, "rows", shown) as progress:
             self._on_tokenized = progress.advance
             tokenized = self._tokenize(rows, numbers, cast(PreTrainedTokenizerBase, self.tokenizer))
             teachers = {
                 teacher: (self._tokenize(rows, numbers, tokenizer), cast(int, tokenizer.pad_token_id))
-                for teacher, tokenizer in self.teacher_tokenizers.items()
+                for teacher, tokenizer in encodings.items()
             }
             progress.advance(total - progress.done)
             self._on_tokenized = _ignore

@@ -139,8 +139,18 @@ def check_state(stored: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         )
 
 
-def check_vocabulary(name: str, source: ModelSource, config: PretrainedConfig, tokenizer: Any) -> None:
-    """Refuse a model that reads another vocabulary than the data module's tokenizer writes."""
+def check_vocabulary(
+    name: str, source: ModelSource, config: PretrainedConfig, tokenizer: Any, pairs: bool = False
+) -> None:
+    """Refuse a model that reads another vocabulary than a tokenizer writes, or token types that it does not.
+
+    Args:
+        name: The argument that names the model.
+        source: Where the model is.
+        config: Its configuration.
+        tokenizer: Whose tokens it is to read.
+        pairs: Whether a row has two texts that token types tell apart, and the model is trained to read them.
+    """
     remedy = (
         "the model's own tokenizer as data.tokenizer"
         if name == "model.student"
@@ -158,6 +168,11 @@ def check_vocabulary(name: str, source: ModelSource, config: PretrainedConfig, t
         raise InputError(
             f"`{name}` ({source.path}) reads another vocabulary than the data's tokenizer writes: "
             f"give the data module {remedy}."
+        )
+    if pairs and "token_type_ids" in set(own.model_input_names) - set(tokenizer.model_input_names):
+        raise InputError(
+            f"`{name}` ({source.path}) tells the two texts of a row by token types, which the data's tokenizer does "
+            f"not write: give the data module {remedy}."
         )
 
 

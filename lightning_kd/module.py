@@ -239,6 +239,7 @@ class DistillationModule(L.LightningModule):
         self._teachers.task = self.task
         self._teachers.load_configs()
         foreign = self._data("teacher_tokenizers", {})
+        self._teachers.foreign = frozenset(foreign)
         needs, student_needs = dict.fromkeys(names, Needs()), Needs()
         for name, module in self.losses.items():
             loss = cast(DistillationLoss, module)
@@ -264,9 +265,10 @@ class DistillationModule(L.LightningModule):
                 check_length(f"model.teachers.{name}", self.teachers[name], data, name)
             check_labels(f"the teacher {name!r}", config, label_names)
             self.task.check_teacher(name, config)
-            tokenizer = foreign.get(name, self._data("tokenizer", None))
+            tokenizer = {**self._data("teacher_inputs", {}), **foreign}.get(name, self._data("tokenizer", None))
             if tokenizer is not None:
-                check_vocabulary(f"model.teachers.{name}", source, config, tokenizer)
+                pairs = len(self._data("text_columns", ())) > 1
+                check_vocabulary(f"model.teachers.{name}", source, config, tokenizer, pairs)
         if self._capture is not None:
             self._capture.remove()
         self._capture = FeatureCapture(self.model, student_needs, self.task.logits)

@@ -40,6 +40,8 @@ class Teachers:
         self.ensemble = ensemble
         self.loss_teachers = loss_teachers
         self.configs: dict[str, PretrainedConfig] = {}
+        #: Those that read another vocabulary than the student.
+        self.foreign: frozenset[str] = frozenset()
         #: Those that run; without the ones whose logits come from a cache.
         self.models: dict[str, PreTrainedModel] = {}
         self._cached: dict[str, CachedLogits] = {}
@@ -140,7 +142,7 @@ class Teachers:
         class_masks = self.task.class_masks(batch)
         found: dict[tuple[str, ...], LossInputs] = {}
         for each in dict.fromkeys(among.values()):
-            own = batch.get("teachers", {}).get(each[0]) if len(each) == 1 else None
+            own = batch["teachers"][each[0]] if len(each) == 1 and each[0] in self.foreign else None
             token_mask, teacher_token_mask = self.task.token_masks(batch, own)
             teacher = features[each[0]]
             if len(each) > 1:
@@ -179,7 +181,7 @@ class Teachers:
             features = Features(batch["cached"][name])
         else:
             features = self._captures[name](inputs if own is None else self.task.model_inputs(own))
-        if own is None:
+        if own is None or name not in self.foreign:
             return features
         logits = {key: self.task.transfer(key, values, own, batch) for key, values in features.logits.items()}
         states = features.hidden_states

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,84 @@ def test_one_vocabulary_is_read_once(tiny_model: Make, glue: Make) -> None:
     data.setup("fit")
     assert data.teacher_tokenizers == {}
     assert all("teachers" not in batch for batch in data.evaluation_batches("validation"))
+
+
+@pytest.mark.parametrize(("student", "teacher"), [("distilbert", "bert"), ("bert", "distilbert")])
+@pytest.mark.parametrize("answers", [False, True])
+def test_token_types_are_for_those_who_read_them(
+    student: str,
+    teacher: str,
+    answers: bool,
+    tmp_path: Path,
+    tiny_model: Make,
+    glue: Make,
+    distillation: Make,
+    make_trainer: Make,
+    log: Any,
+) -> None:
+    """Stops BERT from teaching DistilBERT what it says of a pair whose two texts it cannot tell apart."""
+    folders = {}
+    for kind in (student, teacher):
+        source = tiny_model(kind)
+        folders[kind] = str(shutil.copytree(source, tmp_path / kind))
+        if answers:
+            model = AutoModelForQuestionAnswering.from_pretrained(tiny_model(kind, head=False))
+            model.save_pretrained(folders[kind])
+    rows = {"train": random_questions(24, 0), "validation": random_questions(9, 1)}
+    folder = write_questions(tmp_path / "qa", rows)
+
+    def served(**options: Any) -> Any:
+        sizes = {"max_length": 48, "stride": 16, "batch_size": 8}
+        return QADataModule(folder, **sizes, **options) if answers else glue("mrpc", **options)
+
+    data = served(tokenizer=folders[student], teacher_tokenizers={"t": folders[teacher]})
+    spy, report = Spy("start" if answers else "logits"), CompressionReport()
+    module = distillation(
+        Recorded,
+        task=QuestionAnswering() if answers else SequenceClassification(),
+        student=ModelSource(folders[student]),
+        teachers={"t": ModelSource(folders[teacher])},
+        losses={"soft": SoftTargetKL(), "hidden": HiddenStateMSE([FeatureMatch(1, 1)]), "spy": spy},
+    )
+    make_trainer(callbacks=[report]).fit(module, datamodule=data)
+    reads, other = ("t", "the student") if teacher == "bert" else ("the student", "t")
+    assert f"{reads} tells two texts by token types, {other} does not: each row is encoded for both" in log.text
+    assert data.teacher_tokenizers == {} and len(spy.seen) == 3
+    model = module.teachers["t"].eval()
+    for batch, seen in zip(module.batches, spy.seen, strict=True):
+        own = batch["teachers"]["t"]
+        assert ("token_type_ids" in batch, "token_type_ids" in own) == (student == "bert", teacher == "bert")
+        assert torch.equal(batch["input_ids"], own["input_ids"])
+        names = ["input_ids", "attention_mask", *(["token_type_ids"] if teacher == "bert" else [])]
+        with torch.no_grad():
+            output = model(**{name: own[name] for name in names})
+            blind = model(input_ids=own["input_ids"], attention_mask=own["attention_mask"])
+        (said, guess) = ((out.start_logits if answers else out.logits) for out in (output, blind))
+        torch.testing.assert_close(seen.teacher.logits[spy.name], said)
+        assert torch.allclose(said, guess) == (teacher == "distilbert"), "or the test could not fail"
+        assert torch.equal(seen.token_mask, seen.teacher_mask)
+    alone = served(tokenizer=folders[teacher])
+    alone.setup("validate")
+    metric = data.metric_names[0]
+    forward = forward_of(model, module.task)
+    expected = evaluate(forward, module.task, alone.evaluation_batches("validation"), [metric], data.label_names)
+    assert report.report is not None
+    assert report.report.rows[0].metrics["validation"][metric].value == expected.metrics[metric].value
+
+
+def test_without_its_token_types_the_teacher_is_refused(
+    tiny_model: Make, glue: Make, distillation: Make, make_trainer: Make
+) -> None:
+    """Stops the same where a data module is made by hand; a single text has no types to miss."""
+    student, teacher = ModelSource(str(tiny_model("distilbert"))), ModelSource(str(tiny_model("bert")))
+    for name, refused in (("mrpc", True), ("sst2", False)):
+        module = distillation(student=student, teachers={"t": teacher})
+        trainer = make_trainer(limit_train_batches=1, limit_val_batches=0)
+        if refused:
+            with pytest.raises(InputError, match=r"tells the two texts of a row by token types, .* teacher_tokenizers"):
+                trainer.fit(module, datamodule=glue(name, tokenizer=student.path))
+        else:
+            trainer.fit(module, datamodule=glue(name, tokenizer=student.path))
 
 
 def test_without_its_tokenizer_the_teacher_is_refused(
