@@ -35,7 +35,7 @@ from lightning_kd.charts import draw_agreement, draw_details, draw_report
 from lightning_kd.compatibility import check_labels
 from lightning_kd.details import agreement, details_of, disagreements, row_distances
 from lightning_kd.measure import Evaluation, evaluate, paired_speedup, time_interleaved
-from lightning_kd.models import ModelSource, count_parameters, load_config, load_trained
+from lightning_kd.models import ModelSource, count_parameters, load_config, load_trained, pad_with
 from lightning_kd.module import DistillationModule
 from lightning_kd.quantization import Forward
 from lightning_kd.report import (
@@ -173,6 +173,7 @@ class CompressionReport(L.Callback):
             teacher = module.teachers.get(name)  # not loaded if its logits are cached
             if teacher is None:
                 teacher = load_trained(source, module.task.auto_class, f"model.teachers.{name}", label_names)
+                pad_with(teacher, data_of(trainer).tokenizer_of(name))
             local = path is not None and Path(path).is_dir()
             size = weight_bytes(Path(path)) if local and path else _tensor_bytes(teacher)
             label = "teacher" if len(module.teacher_sources) == 1 else f"teacher {name}"

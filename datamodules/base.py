@@ -142,9 +142,15 @@ class TransformerDataModule(L.LightningDataModule):
         """The tokenizer at ``source``, which ``option`` names."""
         check_folder(option, source)
         try:
-            return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         except Exception as error:  # whatever transformers and tokenizers make of what is in the files
             raise expected(option, "a Hub name or a local folder with a tokenizer", source) from error
+        if tokenizer.pad_token_id is None:
+            if tokenizer.eos_token is None:
+                way_out = "Set its pad_token, and give the folder in which you save it."
+                raise expected(option, "a tokenizer with a padding token", source, way_out)
+            tokenizer.pad_token = tokenizer.eos_token  # as is the custom with decoders: no row reads what is behind it
+        return tokenizer
 
     # ---------------------------------------------------------------------------------------------- set up
 
@@ -309,6 +315,10 @@ class TransformerDataModule(L.LightningDataModule):
         )
 
     # ---------------------------------------------------------------------------------------------- loaders
+
+    def tokenizer_of(self, teacher: str) -> PreTrainedTokenizerBase | None:
+        """What writes the rows as a teacher reads them: its own tokenizer, or the student's."""
+        return self.teacher_tokenizers.get(teacher, self.teacher_inputs.get(teacher, self.tokenizer))
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -29,6 +29,7 @@ __all__ = [
     "load_model",
     "load_trained",
     "num_positions",
+    "pad_with",
     "shape_in_words",
 ]
 
@@ -346,6 +347,17 @@ def shape_in_words(config: PretrainedConfig, model: PreTrainedModel | None) -> s
     """Kind, layers and, of a loaded model, parameters."""
     layers = f"{config.model_type}, {getattr(config, 'num_hidden_layers', '?')} layers"
     return layers if model is None else f"{layers}, {count_parameters(model) / 1e6:.1f} M parameters"
+
+
+def pad_with(model: PreTrainedModel, tokenizer: Any) -> None:
+    """Tell a model what its rows are padded with: a decoder finds the last token of a row, which it classifies, by it.
+
+    Args:
+        model: Its configuration is changed.
+        tokenizer: That writes the rows; of ``None`` nothing is known.
+    """
+    if getattr(tokenizer, "pad_token_id", None) is not None:
+        model.config.pad_token_id = tokenizer.pad_token_id
 
 
 def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:

@@ -35,7 +35,7 @@ from lightning_kd.hyperparameters import keep_plain
 from lightning_kd.labels import label_names_of, order_outputs
 from lightning_kd.logit_cache import CachedLogits
 from lightning_kd.losses import DistillationLoss
-from lightning_kd.models import ModelSource, count_parameters, load_config, load_model, shape_in_words
+from lightning_kd.models import ModelSource, count_parameters, load_config, load_model, pad_with, shape_in_words
 from lightning_kd.optim import AdamW, learning_rates, optimization
 from lightning_kd.outputs import Needs
 from lightning_kd.tasks import SequenceClassification, Task
@@ -227,6 +227,7 @@ class DistillationModule(L.LightningModule):
             check_vocabulary("model.student", source, config, tokenizer)
         self.student = load_model(source, self.task.auto_class, config, "model.student", whole)
         order_outputs(self.student, stored, label_names, "`model.student`")
+        pad_with(self.student, tokenizer)
         check_length("model.student", self.student, data)
         start_embeddings(self.student, source, tokenizer)
 
@@ -265,7 +266,9 @@ class DistillationModule(L.LightningModule):
                 check_length(f"model.teachers.{name}", self.teachers[name], data, name)
             check_labels(f"the teacher {name!r}", config, label_names)
             self.task.check_teacher(name, config)
-            tokenizer = {**self._data("teacher_inputs", {}), **foreign}.get(name, self._data("tokenizer", None))
+            tokenizer = self._data("tokenizer_of", lambda _: self._data("tokenizer", None))(name)
+            if name in self.teachers:
+                pad_with(self.teachers[name], tokenizer)
             if tokenizer is not None:
                 pairs = len(self._data("text_columns", ())) > 1
                 check_vocabulary(f"model.teachers.{name}", source, config, tokenizer, pairs)

@@ -175,6 +175,20 @@ def refuse_layers(quantizer: Quantizer, model: nn.Module, kinds: tuple[type[nn.M
             )
 
 
+def refuse_decoder(quantizer: Quantizer, model: nn.Module) -> None:
+    """Raise if a model reads from left to right: those of transformers cannot be traced as classifiers.
+
+    Args:
+        quantizer: The backend, which needs a graph.
+        model: The model.
+    """
+    if any(getattr(module, "is_causal", False) for module in model.modules()):
+        raise InputError(
+            f"{type(quantizer).__name__} ({quantizer.name}) cannot convert {type(model).__name__}, a decoder: "
+            "take DynamicInt8 or TorchAO."
+        )
+
+
 def example_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
     """Two rows of 16 tokens, for what traces a model."""
     example = {name: torch.ones(2, 16, dtype=torch.int64) for name in ("input_ids", "attention_mask")}

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from lightning_kd._checks import InputError, expected
 from lightning_kd.quantization.analysis import QuantizationScheme
-from lightning_kd.quantization.base import Forward, Quantizer, named_logits, refuse_layers, unreadable
+from lightning_kd.quantization.base import Forward, Quantizer, named_logits, refuse_decoder, refuse_layers, unreadable
 from lightning_kd.quantization.fake_quantize import Rounding
 from lightning_kd.quantization.onnx_export import WEIGHTED, export, float_nodes, forget_source, quiet
 
@@ -104,6 +104,7 @@ class ONNXRuntimeInt8(_ONNXRuntime):
         self.name = "ONNX Runtime" if activations == "dynamic" else "ONNX Runtime, static"
 
     def check_model(self, model: PreTrainedModel) -> None:
+        refuse_decoder(self, model)
         if self.activations == "static":
             refuse_layers(self, model, (nn.LSTM, nn.GRU), "take DynamicInt8; or activations: dynamic, with LSTM alone.")
         refuse_layers(self, model, (nn.GRU,), "take DynamicInt8, or a student with cell: lstm.")
@@ -228,6 +229,7 @@ class ONNXRuntimeInt4(_ONNXRuntime):
         self.name = "ONNX Runtime" if int8_activations else "ONNX Runtime, weight-only"
 
     def check_model(self, model: PreTrainedModel) -> None:
+        refuse_decoder(self, model)
         refuse_layers(self, model, (nn.LSTM, nn.GRU), "take DynamicInt8.")
 
     @property

@@ -23,6 +23,7 @@ from lightning_kd.quantization.base import (
     example_inputs,
     logit_outputs,
     named_logits,
+    refuse_decoder,
     refuse_layers,
     unreadable,
 )
@@ -74,6 +75,7 @@ class OpenVINOInt8(Quantizer):
             raise _missing()
 
     def check_model(self, model: PreTrainedModel) -> None:
+        refuse_decoder(self, model)
         # a GRU stays in float; one LSTM that is to stay so among int8 ones makes a graph that does not open
         refuse_layers(self, model, (nn.LSTM, nn.GRU), "take DynamicInt8, or ONNXRuntimeInt8 for LSTM.")
 
