@@ -12,6 +12,8 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from lightning_kd._checks import InputError
+
 __all__ = ["IGNORED", "Task", "labelled_mean"]
 
 #: What a batch may hold beside the model's inputs.
@@ -62,8 +64,16 @@ class Task(ABC):
     def check(self, data: Any) -> None:  # noqa: B027  # most tasks take what their data module gives
         """Refuse a data module whose rows the task cannot learn from, before the first batch."""
 
-    def check_teacher(self, name: str, config: PretrainedConfig) -> None:  # noqa: B027  # most tasks have no variants
+    def check_teacher(self, name: str, config: PretrainedConfig) -> None:
         """Refuse a teacher that was trained for another variant of the task."""
+        kinds = {"single_label_classification": "one label", "multi_label_classification": "any number of labels"}
+        own = kinds.get(config.problem_type or "")
+        wanted = kinds["multi_label_classification" if self.multi_label else "single_label_classification"]
+        if own is not None and own != wanted:
+            raise InputError(
+                f"Expected the teacher {name!r} to be trained on rows with {wanted}, as the data have, but its "
+                f"problem_type is {config.problem_type}: take another teacher, or other data."
+            )
 
     @abstractmethod
     def logits(self, output: Any) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from lightning_kd.datamodules import TextDataModule
 from lightning_kd.losses import SoftTargetBinaryKL, SoftTargetKL
 from lightning_kd.optim import AdamW
 from lightning_kd.quantization import DynamicInt8
-from lightning_kd.tasks import MultiLabelClassification
+from lightning_kd.tasks import MultiLabelClassification, SequenceClassification, Task
 
 Make = Callable[..., Any]
 TASK = MultiLabelClassification()
@@ -147,3 +147,24 @@ def test_refuses_a_softmax_loss_and_other_data(tmp_path: Path, tiny_model: Make,
     data = TextDataModule(str(tmp_path / "one.csv"), validation_size=1, tokenizer=str(tiny_model()))
     with pytest.raises(InputError, match=r"has one label, but the task is MultiLabelClassification: set model.task"):
         make_trainer().fit(DistillationModule(source, task=TASK), datamodule=data)
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "refused"),
+    [
+        (TASK, "single_label_classification", True),
+        (TASK, "multi_label_classification", False),
+        (TASK, None, False),
+        (SequenceClassification(), "multi_label_classification", True),
+        (SequenceClassification(), "single_label_classification", False),
+        (SequenceClassification(), "regression", False),
+    ],
+)
+def test_a_teacher_of_the_other_kind_is_refused(task: Task, kind: str | None, refused: bool) -> None:
+    """Stops a student from taking logits of independent labels for those of a softmax, or the other way round."""
+    config = BertConfig(problem_type=kind, num_labels=1 if kind == "regression" else 2)
+    if not refused:
+        task.check_teacher("t", config)
+        return
+    with pytest.raises(InputError, match=f"the teacher 't' to be trained on rows with .* problem_type is {kind}"):
+        task.check_teacher("t", config)
