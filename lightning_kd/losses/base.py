@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal, get_args
 
 import torch
@@ -191,7 +192,7 @@ class MatchLoss(DistillationLoss):
 
     def forward(self, inputs: LossInputs) -> Tensor:
         terms = [match.weight * self.compare(i, match, inputs) for i, match in enumerate(self.matches)]
-        return torch.stack(terms).sum()
+        return reduce(torch.add, terms)
 
     @abstractmethod
     def compare(self, index: int, match: FeatureMatch, inputs: LossInputs) -> Tensor:

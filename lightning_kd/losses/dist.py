@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -180,4 +182,4 @@ class LogitCorrelation(DistillationLoss):
             logit_correlation(logits, inputs.teacher.logits[name], inputs.logit_masks[name])
             for name, logits in inputs.student.logits.items()
         ]
-        return torch.stack(terms).sum()
+        return reduce(torch.add, terms)

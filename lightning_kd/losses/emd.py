@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -84,7 +85,7 @@ def bert_emd(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor)
     flow = transport_flow(distances)
     # Once more with a gradient, for the few pairs with a flow: the graph of all of them would keep M * N states.
     terms = [flow[i, j] * hidden_state_mse(student[i], teacher[j], mask) for i, j in flow.nonzero().tolist()]
-    return torch.stack(terms).sum()
+    return reduce(torch.add, terms)
 
 
 def _assignment() -> Any:

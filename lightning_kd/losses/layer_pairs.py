@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from functools import reduce
 from typing import cast
 
 import torch
@@ -101,7 +102,7 @@ class LayerPairLoss(DistillationLoss):
             teacher = tuple(inputs.teacher.hidden_states[layer] for layer in match.teacher_layers)
             distance = self.distance(self.project(i, (first, second)), cast(Pair, teacher), inputs.token_mask)
             terms.append(match.weight * distance)
-        return torch.stack(terms).sum()
+        return reduce(torch.add, terms)
 
     def project(self, index: int, states: Pair) -> Pair:
         """The student's two states of the ``index``-th match, made comparable to the teacher's; as they are."""

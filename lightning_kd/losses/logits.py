@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -269,7 +270,7 @@ class LogitLoss(DistillationLoss):
         return not isinstance(self.example_temperature, FLSW)  # the cosine of logits has no place for a mask
 
     def forward(self, inputs: LossInputs) -> Tensor:
-        return torch.stack([self._term(name, inputs) for name in inputs.student.logits]).sum()
+        return reduce(torch.add, [self._term(name, inputs) for name in inputs.student.logits])
 
     def _term(self, name: str, inputs: LossInputs) -> Tensor:
         student, teacher = inputs.student.logits[name], inputs.teacher.logits[name]
