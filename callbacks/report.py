@@ -166,24 +166,22 @@ class CompressionReport(L.Callback):
     # ---------------------------------------------------------------------------------------------- measuring
 
     def _candidates(self, trainer: L.Trainer, module: DistillationModule) -> list[_Candidate]:
-        found = []
-        label_names = data_of(trainer).label_names
+        found, data = [], data_of(trainer)
         for name, source in module.teacher_sources.items() if self.teacher else ():
             path = source.path
             teacher = module.teachers.get(name)  # not loaded if its logits are cached
             if teacher is None:
-                teacher = load_trained(source, module.task.auto_class, f"model.teachers.{name}", label_names)
-                pad_with(teacher, data_of(trainer).tokenizer_of(name))
+                teacher = load_trained(source, module.task.auto_class, f"model.teachers.{name}", data.label_names)
+                pad_with(teacher, data.tokenizer_of(name))
             local = path is not None and Path(path).is_dir()
             size = weight_bytes(Path(path)) if local and path else _tensor_bytes(teacher)
             label = "teacher" if len(module.teacher_sources) == 1 else f"teacher {name}"
-            data = data_of(trainer)
             encoding = name if name in {*data.teacher_tokenizers, *data.teacher_inputs} else None
             forwards, task = self._in_torch(teacher.cpu(), module.task), module.task.with_config(teacher.config)
             found.append(_Candidate(label, forwards, task, count_parameters(teacher), size, encoding=encoding))
         for name, folder in self.baselines.items():
             role = f"report.baselines.{name}"
-            model = load_trained(ModelSource(folder), module.task.auto_class, role, label_names)
+            model = load_trained(ModelSource(folder), module.task.auto_class, role, data.label_names)
             size, task = weight_bytes(Path(folder)), module.task.with_config(model.config)
             found.append(_Candidate(name, self._in_torch(model, task), task, count_parameters(model), size))
         student = best_student(trainer, module)

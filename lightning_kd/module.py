@@ -260,18 +260,7 @@ class DistillationModule(L.LightningModule):
         if hasattr(data, "on_train_batch"):
             data.on_train_batch = None if self._open_cache is None else self._teachers.add_cached
         self._open_cache = None  # that of one fit
-        for name, source in self.teacher_sources.items():
-            config = self._teachers.configs[name]
-            if name in self.teachers:
-                check_length(f"model.teachers.{name}", self.teachers[name], data, name)
-            check_labels(f"the teacher {name!r}", config, label_names)
-            self.task.check_teacher(name, config)
-            tokenizer = self._data("tokenizer_of", lambda _: self._data("tokenizer", None))(name)
-            if name in self.teachers:
-                pad_with(self.teachers[name], tokenizer)
-            if tokenizer is not None:
-                pairs = len(self._data("text_columns", ())) > 1
-                check_vocabulary(f"model.teachers.{name}", source, config, tokenizer, pairs)
+        self._teachers.fit_to(data, label_names)
         if self._capture is not None:
             self._capture.remove()
         self._capture = FeatureCapture(self.model, student_needs, self.task.logits)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from lightning_kd.compatibility import check_labels, check_length, check_vocabulary
 from lightning_kd.ensemble import Ensemble
 from lightning_kd.features import FeatureCapture
 from lightning_kd.logit_cache import CachedLogits
-from lightning_kd.models import ModelSource, load_config, load_trained, shape_in_words
+from lightning_kd.models import ModelSource, load_config, load_trained, pad_with, shape_in_words
 from lightning_kd.outputs import Features, LossInputs, Needs
 from lightning_kd.tasks import Task
 
@@ -86,6 +87,29 @@ class Teachers:
         self.release()
         logits = self.task.logits
         self._captures = {n: FeatureCapture(model, needs[n], logits, "teacher") for n, model in self.models.items()}
+
+    def fit_to(self, data: Any, label_names: list[str] | None) -> None:
+        """Check that each can teach on the data, and tell it what its rows are padded with.
+
+        Args:
+            data: The data module, or ``None``.
+            label_names: The data's.
+
+        Raises:
+            InputError: If labels, variant of the task, vocabulary or lengths do not fit.
+        """
+        same = getattr(data, "tokenizer", None)
+        pairs = len(getattr(data, "text_columns", ())) > 1
+        for name, source in self.sources.items():
+            config, role = self.configs[name], f"model.teachers.{name}"
+            tokenizer = data.tokenizer_of(name) if hasattr(data, "tokenizer_of") else same
+            if name in self.models:
+                check_length(role, self.models[name], data, name)
+                pad_with(self.models[name], tokenizer)
+            check_labels(f"the teacher {name!r}", config, label_names)
+            self.task.check_teacher(name, config)
+            if tokenizer is not None:
+                check_vocabulary(role, source, config, tokenizer, pairs)
 
     def use(self, name: str, cached: CachedLogits) -> None:
         """Go on with a teacher's cached logits, and forget the model."""
