@@ -297,7 +297,7 @@ def _masked(config: Any) -> Any:
     if isinstance(config, Namespace):
         return Namespace({name: without_secrets(_masked(value), name) for name, value in vars(config).items()})
     if isinstance(config, dict):
-        return {name: without_secrets(_masked(value), name) for name, value in config.items()}
+        return {name: without_secrets(_masked(value), str(name)) for name, value in config.items()}
     return [_masked(value) for value in config] if isinstance(config, list) else without_secrets(config)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import (
     AutoConfig,
     AutoModelForMultipleChoice,
@@ -19,6 +20,7 @@ from transformers import (
 from lightning_kd import DistillationModule, ModelSource
 from lightning_kd._checks import InputError
 from lightning_kd.callbacks import CompressionReport, TeacherCache
+from lightning_kd.cli import main
 from lightning_kd.datamodules import GLUEDataModule
 from lightning_kd.labels import label_names_of, label_order, order_outputs
 
@@ -214,3 +216,29 @@ def test_a_checkpoint_of_another_order_is_refused(
     make_trainer().validate(distillation(), datamodule=glue(), ckpt_path=str(tmp_path / "one.ckpt"))
     with pytest.raises(InputError, match="those of the checkpoint are positive, negative: names and order"):
         make_trainer().validate(distillation(), datamodule=glue(), ckpt_path=str(tmp_path / "other.ckpt"))
+
+
+def test_names_are_given_by_number_in_yaml(turned: Make, glue_folder: Path, tmp_path: Path, log: Any) -> None:
+    """Stops a key that is a number, as it is written in YAML, from ending the command line in a TypeError."""
+    source = str(turned(("pos", "neg"), (1, 0)))
+    names = {"path": source, "config": {"id2label": {0: "positive", 1: "negative"}}}
+    config = {
+        "model": {
+            "student": names,
+            "teachers": {"t": names},
+            "losses": {"soft": {"class_path": "lightning_kd.losses.SoftTargetKL"}},
+        },
+        "data": {
+            "class_path": "lightning_kd.datamodules.GLUEDataModule",
+            "init_args": {"name": "sst2", "path": str(glue_folder)},
+        },
+        "trainer": {"accelerator": "cpu", "max_epochs": 1, "default_root_dir": str(tmp_path / "run"), "logger": False},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    main(["fit", "--config", str(tmp_path / "config.yaml")])
+    for who in ("student", "teachers.t"):
+        assert f"The labels of `model.{who}` are put into the data's order: negative, positive" in log.text
+    written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert written["model"]["teachers"]["t"]["config"] == names["config"]
+    stored = AutoConfig.from_pretrained(tmp_path / "run" / "student")
+    assert stored.id2label == {0: "negative", 1: "positive"}
