@@ -35,6 +35,7 @@ from lightning_kd.hyperparameters import keep_plain
 from lightning_kd.labels import label_names_of, order_outputs
 from lightning_kd.logit_cache import CachedLogits
 from lightning_kd.losses import DistillationLoss
+from lightning_kd.losses.base import weighted
 from lightning_kd.models import ModelSource, count_parameters, load_config, load_model, pad_with, shape_in_words
 from lightning_kd.optim import AdamW, learning_rates, optimization
 from lightning_kd.outputs import Needs
@@ -300,14 +301,12 @@ class DistillationModule(L.LightningModule):
         assert self._capture is not None  # noqa: S101  # made in setup
         student = self._capture(inputs)
         hard = self.task.hard_label_loss(student.logits, batch)
-        total = self.hard_label_weight * hard
         terms: dict[str, Tensor] = {}
         place = self.trainer.current_epoch, batch_idx
         if self.losses:
             seen = self._teachers.loss_inputs(list(self.losses), student, batch, inputs, self.temperature, place)
-            for name, loss in self.losses.items():
-                terms[name] = loss(seen[name])
-                total = total + self.loss_weights[name] * terms[name]  # a weight of 0 is multiplied: DDP needs the path
+            terms = {name: loss(seen[name]) for name, loss in self.losses.items()}
+        total = weighted([(self.hard_label_weight, hard), *((self.loss_weights[name], terms[name]) for name in terms)])
         losses = {"hard": hard, **terms, "train/loss": total}
         self._finite.add(losses, self._teachers.take_logits(), batch.get("index"), (*place, self.trainer.global_step))
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by the trainer's connector

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Literal, get_args
@@ -26,6 +26,7 @@ __all__ = [
     "floating",
     "full_precision",
     "masked_mean",
+    "weighted",
 ]
 
 Role = Literal["student", "teacher"]
@@ -191,8 +192,7 @@ class MatchLoss(DistillationLoss):
         return ", ".join(str(match) for match in self.matches)
 
     def forward(self, inputs: LossInputs) -> Tensor:
-        terms = [match.weight * self.compare(i, match, inputs) for i, match in enumerate(self.matches)]
-        return reduce(torch.add, terms)
+        return weighted((match.weight, self.compare(i, match, inputs)) for i, match in enumerate(self.matches))
 
     @abstractmethod
     def compare(self, index: int, match: FeatureMatch, inputs: LossInputs) -> Tensor:
@@ -288,8 +288,22 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return (values * kept).sum() / kept.sum().clamp(min=1)
 
 
+def weighted(terms: Iterable[tuple[float, Tensor]]) -> Tensor:
+    """The sum of scalars, each times its weight.
+
+    A weight of 1 is no operation: those of a small model's step take a share of its time. One of 0 is, as DDP needs a
+    path to every parameter.
+
+    Args:
+        terms: Weights and scalars; one at least.
+    """
+    return reduce(torch.add, (value if weight == 1 else weight * value for weight, value in terms))
+
+
 def floating(*tensors: Tensor) -> list[Tensor]:
     """The tensors in float32, or in float64 if one of them is."""
+    if all(tensor.dtype == torch.float32 for tensor in tensors):
+        return list(tensors)
     dtype = torch.float32
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from functools import reduce
 from typing import cast
 
-import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
 from lightning_kd._checks import InputError, check_positive, expected
-from lightning_kd.losses.base import DistillationLoss, Role, floating, resolve_layer, shapes
+from lightning_kd.losses.base import DistillationLoss, Role, floating, resolve_layer, shapes, weighted
 from lightning_kd.outputs import LossInputs, Needs
 
 __all__ = ["LayerPairLoss", "LayerPairMatch", "comparable_pairs"]
@@ -101,8 +99,8 @@ class LayerPairLoss(DistillationLoss):
             first, second = (inputs.student.hidden_states[layer] for layer in match.student_layers)
             teacher = tuple(inputs.teacher.hidden_states[layer] for layer in match.teacher_layers)
             distance = self.distance(self.project(i, (first, second)), cast(Pair, teacher), inputs.token_mask)
-            terms.append(match.weight * distance)
-        return reduce(torch.add, terms)
+            terms.append((match.weight, distance))
+        return weighted(terms)
 
     def project(self, index: int, states: Pair) -> Pair:
         """The student's two states of the ``index``-th match, made comparable to the teacher's; as they are."""
