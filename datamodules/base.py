@@ -220,7 +220,7 @@ class TransformerDataModule(L.LightningDataModule):
             )
 
     def _is_labelled(self, rows: Dataset) -> bool:
-        return min(rows[self.label_column], default=-1) >= 0
+        return min(rows[self.label_column][:], default=-1) >= 0
 
     def _predict_split(self) -> str:
         splits = ("test", *self.validation_splits)
@@ -305,7 +305,7 @@ class TransformerDataModule(L.LightningDataModule):
         labels: Any = None
         if self.label_column in chosen.column_names:
             is_float = self.label_names is None or self.multi_label
-            labels = np.asarray(list(chosen[self.label_column])).astype(np.float32 if is_float else np.int64)
+            labels = np.asarray(chosen[self.label_column][:]).astype(np.float32 if is_float else np.int64)
         return TokenizedRows(
             tokens=encoded.tokens,
             offsets=encoded.offsets,
@@ -334,7 +334,7 @@ class TransformerDataModule(L.LightningDataModule):
         """The texts of a loaded split, in the order of its rows, for what reads words rather than tokens."""
         split = {"test": "train" if self.holdout_size else "test", "predict": self._predict_split()}.get(name, name)
         chosen = cast(Dataset, self.load_split(split)).select(self._rows[name].index)
-        return list(zip(*(list(chosen[column]) for column in self.text_columns), strict=True))
+        return list(zip(*(chosen[column][:] for column in self.text_columns), strict=True))
 
     @property
     def _on_gpu(self) -> bool:

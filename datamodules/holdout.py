@@ -38,7 +38,7 @@ def hold_out(
     if size and size >= labelled:
         raise expected(option, f"below the {labelled:,} rows of the training split", size)
     order = np.random.default_rng(seed).permutation(labelled)
-    texts = list(zip(*(map(_hashable, rows[column]) for column in columns), strict=True)) if size else []
+    texts = list(zip(*(map(_hashable, rows[column][:]) for column in columns), strict=True)) if size else []
     if size and together:
         place: dict[tuple[str | tuple[str, ...], ...], int] = {}
         order = order[np.argsort([place.setdefault(texts[i], len(place)) for i in order], kind="stable")]

@@ -26,7 +26,7 @@ def label_values(rows: Dataset, column: str) -> list[Any]:
 
     No label is: nothing, an empty string, not-a-number, -1 in a column of ``ClassLabel``.
     """
-    names, values = class_names(rows, column), list(rows[column])
+    names, values = class_names(rows, column), rows[column][:]
     if names is not None and isinstance(rows.features[column], ClassLabel):
         return [None if value is None or value < 0 else names[value] for value in values]
     if names is not None:

@@ -131,7 +131,7 @@ class NERDataModule(TransformerDataModule):
         for split, rows in splits.items():
             if self.label_column not in rows.column_names:
                 continue
-            untagged = [number for number, tags in enumerate(rows[self.label_column]) if tags is None]
+            untagged = [number for number, tags in enumerate(rows[self.label_column][:]) if tags is None]
             if split == "train":
                 tagged = sorted(set(range(len(rows))) - set(untagged))
                 splits[split] = rows.select([*tagged, *untagged]) if untagged else rows
@@ -149,7 +149,7 @@ class NERDataModule(TransformerDataModule):
                 raise expected("data.unlabelled_path", what, self.unlabelled_path)
             features = splits["train"].select_columns([words, self.label_column]).features
             untagged = Dataset.from_dict(
-                {words: list(rows[words]), self.label_column: [None] * len(rows)}, features=features
+                {words: rows[words][:], self.label_column: [None] * len(rows)}, features=features
             )
             splits["train"] = concatenate_datasets([splits["train"], untagged])
             self.num_unlabelled += len(rows)
@@ -192,10 +192,10 @@ class NERDataModule(TransformerDataModule):
 
     def _tokenize(self, rows: Dataset, numbers: NDArray[np.int64], tokenizer: PreTrainedTokenizerBase) -> TokenizedRows:
         chosen = rows if len(numbers) == len(rows) else rows.select(numbers)
-        words = list(chosen[self.text_columns[0]])
+        words = chosen[self.text_columns[0]][:]
         has_tags = self.label_column in chosen.column_names  # or they are to be predicted
         tags: list[NDArray[np.int64]] = []
-        given = chosen[self.label_column] if has_tags else [None] * len(words)
+        given = chosen[self.label_column][:] if has_tags else [None] * len(words)
         for number, one, other in zip(numbers, words, given, strict=True):
             if other is not None and len(one) != len(other):
                 raise InputError(

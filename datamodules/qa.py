@@ -179,9 +179,9 @@ class QADataModule(TransformerDataModule):
         chosen = rows if len(numbers) == len(rows) else rows.select(numbers)
         labels = np.asarray([self._label(row, int(i))[:2] for i, row in zip(numbers, chosen, strict=True)])
         contexts: dict[str, str] = {}
-        shared = [contexts.setdefault(context, context) for context in chosen["context"]]  # one string a passage
+        shared = [contexts.setdefault(context, context) for context in chosen["context"][:]]  # one string a passage
         encoder = PassageEncoder(tokenizer, self.max_length, self.stride)
-        encoded = encoder.encode(list(chosen["question"]), shared, self._on_tokenized)
+        encoded = encoder.encode(chosen["question"][:], shared, self._on_tokenized)
         if encoded.split_rows:
             rank_zero_info(
                 f"{encoded.split_rows:,} of {len(chosen):,} questions are about passages longer than a window of "
@@ -189,7 +189,7 @@ class QADataModule(TransformerDataModule):
             )
         if encoded.cut_questions:
             rank_zero_info(f"{encoded.cut_questions:,} of {len(chosen):,} questions are cut: they fill half a window")
-        ids = chosen["id"] if "id" in chosen.column_names else [str(number) for number in numbers]
+        ids = chosen["id"][:] if "id" in chosen.column_names else [str(number) for number in numbers]
         tokenized = TokenizedRows(
             tokens=encoded.tokens,
             offsets=encoded.offsets,
@@ -199,7 +199,7 @@ class QADataModule(TransformerDataModule):
             extras={
                 "ids": list(ids),
                 "contexts": shared,
-                "answers": [list(answers["text"]) for answers in chosen[self.label_column]],
+                "answers": [list(answers["text"]) for answers in chosen[self.label_column][:]],
             },
         )
         torn = self._torn(tokenized)

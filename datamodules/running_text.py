@@ -104,7 +104,7 @@ class RunningTextDataModule(TransformerDataModule):
             rows = load_data(self.path, self.name).get(split)
             if rows is not None:
                 self._check_columns(rows, split)
-                texts = (text.removesuffix("\n").split("\n") for text in rows[self.label_column])
+                texts = (text.removesuffix("\n").split("\n") for text in rows[self.label_column][:])
                 rows = Dataset.from_dict({self.label_column: [line for lines in texts for line in lines]})
             self._splits[split] = rows
         return self._splits[split]
@@ -128,7 +128,7 @@ class RunningTextDataModule(TransformerDataModule):
         return kept[: self.max_train_rows], held_out
 
     def _tokenize(self, rows: Dataset, numbers: NDArray[np.int64], tokenizer: PreTrainedTokenizerBase) -> TokenizedRows:
-        lines = tokenizer(list(rows.select(numbers)[self.label_column]), add_special_tokens=False)["input_ids"]
+        lines = tokenizer(rows.select(numbers)[self.label_column][:], add_special_tokens=False)["input_ids"]
         end = cast(int, tokenizer.eos_token_id)
         stream = np.fromiter((word for line in ([], *lines) for word in (*line, end)), dtype=np.int32)
         total = len(stream) - 1  # the first word stands behind the end of a line, too

@@ -37,7 +37,7 @@ def in_iob2(splits: Mapping[str, Dataset], column: str, name: str) -> dict[str, 
     Raises:
         InputError: If a tag is in none of the schemes IOB1, IOB2, BIOES, BILOU and BMES.
     """
-    tags = {split: list(rows[column]) for split, rows in splits.items() if column in rows.column_names}
+    tags = {split: rows[column][:] for split, rows in splits.items() if column in rows.column_names}
     kinds = (getattr(splits[split].features[column], "feature", None) for split in tags)
     given = next((list(kind.names) for kind in kinds if isinstance(kind, ClassLabel)), None)
     values = {split: list(itertools.chain.from_iterable(row or [] for row in rows)) for split, rows in tags.items()}

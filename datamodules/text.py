@@ -185,7 +185,7 @@ class TextDataModule(TransformerDataModule):
         self._check_columns(rows, split, labelled=False)
         texts = rows.select_columns(list(self.text_columns))
         for column in self.text_columns:
-            for number, text in enumerate(texts[column]):
+            for number, text in enumerate(texts[column][:]):
                 if not isinstance(text, str):
                     raise InputError(
                         f"Row {number} of the {split} split of {self._name()} has {text!r} in the column {column!r}, "
