@@ -107,13 +107,13 @@ def test_a_decoder_learns_and_becomes_int8(
         assert alone["score"] == pytest.approx(together["score"], abs=tolerance)
 
 
-@pytest.mark.parametrize("quantizer", [ONNXRuntimeInt8(), ONNXRuntimeInt4(), OpenVINOInt8()], ids=repr)
+@pytest.mark.parametrize("quantizer", [ONNXRuntimeInt8, ONNXRuntimeInt4, OpenVINOInt8])
 def test_what_cannot_convert_a_decoder_says_so_first(
-    quantizer: Quantizer, glue: Make, make_trainer: Make, tmp_path: Path
+    quantizer: type[Quantizer], glue: Make, make_trainer: Make, tmp_path: Path
 ) -> None:
     """Stops hours of training that end in a traceback of the exporter."""
     source = write(tmp_path / "model", "qwen2")
-    trainer = make_trainer(callbacks=[QuantizationCallback(quantizer)])
+    trainer = make_trainer(callbacks=[QuantizationCallback(quantizer())])
     with pytest.raises(InputError, match=r"cannot convert Qwen2ForSequenceClassification, a decoder: take DynamicInt8"):
         trainer.fit(DistillationModule(ModelSource(source)), datamodule=glue(tokenizer=source))
     assert trainer.global_step == 0
