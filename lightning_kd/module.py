@@ -217,7 +217,7 @@ class DistillationModule(L.LightningModule):
         config = load_config(source, "model.student")
         stored = None if source.from_scratch else label_names_of(config)
         if has_data:
-            if whole or "num_labels" in source.config:
+            if (whole and not source.from_scratch) or "num_labels" in source.config:
                 check_labels("model.student" if whole else "model.student.config", config, label_names)
             self.task.configure(config, label_names)
         tokenizer = self._data("tokenizer", None)

@@ -19,6 +19,7 @@ LAYERS: dict[str, float] = {
     "_arguments": 0.1,
     "_progress": 0,
     "folders": 0.5,
+    "labels": 0.5,
     "schedules": 1,
     "models": 1,
     "students": 0.5,
