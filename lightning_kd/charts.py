@@ -72,8 +72,8 @@ def draw_report(report: Report, path: Path) -> None:
         handlelength=0,
         fontsize=9,
     )
-    axes.margins(x=0.1, y=0.6)
-    axes.set_xlim(left=0)
+    axes.margins(y=0.6)
+    axes.set_xlim(0, 1.1 * max(row.latency_p50 for row in report.rows))
     axes.set_xlabel(f"latency of one text, median, ms ({threads_text(report.setting['threads'])})")
     axes.set_ylabel(f"{report.main_metric}, {report.main_split} ({report.split_rows[report.main_split]:,} rows)")
     axes.set_title("Area of a point: size on disk. Bars: standard error.", fontsize=9, loc="left")
