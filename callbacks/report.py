@@ -182,6 +182,7 @@ class CompressionReport(L.Callback):
         for name, folder in self.baselines.items():
             role = f"report.baselines.{name}"
             model = load_trained(ModelSource(folder), module.task.auto_class, role, data.label_names)
+            pad_with(model, data.tokenizer)
             size, task = weight_bytes(Path(folder)), module.task.with_config(model.config)
             found.append(_Candidate(name, self._in_torch(model, task), task, count_parameters(model), size))
         student = best_student(trainer, module)

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lightning_kd._checks import InputError, expected, nearest
 from lightning_kd._progress import stage as progress_stage
@@ -29,8 +29,8 @@ from lightning_kd.datamodules.batching import (
     overfits,
 )
 from lightning_kd.datamodules.holdout import hold_out
+from lightning_kd.datamodules.loading import load_tokenizer
 from lightning_kd.datamodules.token_cache import cached, encode, first_on_each_node, place_of
-from lightning_kd.models import check_folder
 
 __all__ = ["TransformerDataModule"]
 
@@ -140,17 +140,7 @@ class TransformerDataModule(L.LightningDataModule):
 
     def read_tokenizer(self, option: str, source: str) -> PreTrainedTokenizerBase:
         """The tokenizer at ``source``, which ``option`` names."""
-        check_folder(option, source)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        except Exception as error:  # whatever transformers and tokenizers make of what is in the files
-            raise expected(option, "a Hub name or a local folder with a tokenizer", source) from error
-        if tokenizer.pad_token_id is None:
-            if tokenizer.eos_token is None:
-                way_out = "Set its pad_token, and give the folder in which you save it."
-                raise expected(option, "a tokenizer with a padding token", source, way_out)
-            tokenizer.pad_token = tokenizer.eos_token  # as is the custom with decoders: no row reads what is behind it
-        return tokenizer
+        return load_tokenizer(option, source)
 
     # ---------------------------------------------------------------------------------------------- set up
 

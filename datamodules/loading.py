@@ -1,4 +1,4 @@
-"""Data sets of the Hub, of local folders in the same layout, and of files of one's own."""
+"""Data sets of the Hub, of local folders in the same layout, and of files of one's own; and tokenizers."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from functools import cache
 from pathlib import Path
 
 from datasets import DatasetDict, load_dataset, load_dataset_builder
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lightning_kd._checks import expected
 from lightning_kd.datamodules.files import find_files, read_files
+from lightning_kd.models import check_folder
 
-__all__ = ["load_data"]
+__all__ = ["load_data", "load_tokenizer"]
 
 
 def load_data(path: str, name: str | None = None) -> DatasetDict:
@@ -45,3 +47,26 @@ def _load(path: str, name: str | None) -> DatasetDict:
             path,
             f"Check the path, and that the Hub can be reached: {reason}",
         ) from error
+
+
+def load_tokenizer(option: str, source: str) -> PreTrainedTokenizerBase:
+    """A tokenizer that can pad; without a token for it, with the one that ends a text.
+
+    Args:
+        option: That names the tokenizer, in messages.
+        source: Hub name or local folder.
+
+    Raises:
+        InputError: If it cannot be loaded, or has neither token.
+    """
+    check_folder(option, source)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # whatever transformers and tokenizers make of what is in the files
+        raise expected(option, "a Hub name or a local folder with a tokenizer", source) from error
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            way_out = "Set its pad_token, and give the folder in which you save it."
+            raise expected(option, "a tokenizer with a padding token", source, way_out)
+        tokenizer.pad_token = tokenizer.eos_token  # as is the custom with decoders: no row reads what is behind it
+    return tokenizer

@@ -94,12 +94,13 @@ def check_labels(who: str, config: PretrainedConfig, label_names: list[str] | No
     own = label_names_of(config)
     if not own or not label_names or own[0].startswith("LABEL_"):
         return
+    way_out = "use a model with the data's labels. If they mean the same, say so by id2label in its config."
+    if in_order:
+        way_out = "names and order must be the same."
     order = label_order(own, label_names)
     if order is None or (in_order and order != sorted(order)):
         raise InputError(
-            f"The data's labels are {', '.join(label_names)}, but those of {who} are {', '.join(own)}: "
-            + ("names and order must be the same." if in_order else "use a model with the data's labels. ")
-            + ("" if in_order else "If they mean the same, say so by id2label in its config.")
+            f"The data's labels are {', '.join(label_names)}, but those of {who} are {', '.join(own)}: {way_out}"
         )
 
 

@@ -386,16 +386,15 @@ class DistillationModule(L.LightningModule):
         if "student_config" not in checkpoint:
             raise InputError("This checkpoint is not a DistillationModule's: it has no student configuration.")
         check_format("ckpt_path", "the checkpoint", checkpoint.get("lightning_kd_format"))
+        config = AutoConfig.for_model(**checkpoint["student_config"])
         if self.student is None or self.trainer.predicting:  # nothing but the file is needed: data may have no labels
-            config = AutoConfig.for_model(**checkpoint["student_config"])
             self.student = self.task.auto_class.from_config(config)
         if self._capture is None:  # not fitting: projections of losses have no place and no use
             own = self.state_dict().keys()
             state = checkpoint["state_dict"]
             for key in [key for key in state if key.startswith("losses.") and key not in own]:
                 del state[key]
-        stored = AutoConfig.for_model(**checkpoint["student_config"])
-        check_labels("the checkpoint", stored, label_names_of(self.model.config), in_order=True)
+        check_labels("the checkpoint", config, label_names_of(self.model.config), in_order=True)
         self._check_state(checkpoint["state_dict"])
 
     def _check_state(self, state: Mapping[str, Tensor]) -> None:

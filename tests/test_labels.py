@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoModelForMultipleChoice,
@@ -19,10 +20,12 @@ from transformers import (
 
 from lightning_kd import DistillationModule, ModelSource
 from lightning_kd._checks import InputError
-from lightning_kd.callbacks import CompressionReport, TeacherCache
+from lightning_kd.callbacks import CompressionReport, TeacherCache, Theseus
 from lightning_kd.cli import main
 from lightning_kd.datamodules import GLUEDataModule
 from lightning_kd.labels import label_names_of, label_order, order_outputs
+from lightning_kd.schedules import Constant
+from lightning_kd.trainer import CompressionTrainer
 
 Make = Callable[..., Any]
 
@@ -179,6 +182,36 @@ def test_a_student_with_another_order_scores_and_starts_as_it_was_trained(
         trainer.fit(DistillationModule(source), datamodule=glue())
         weights.append(student_of(trainer))
     assert scores[0] == scores[1]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=0, atol=0)
+
+
+def test_what_is_cut_and_analyzed_is_in_the_order_of_the_data(
+    turned: Callable[..., Path], glue: Make, tmp_path: Path
+) -> None:
+    """Stops neurons from being chosen, and bits from being judged, by the opposite of the labels."""
+    weights, tables = [], []
+    for name, labels in (("plain", PLAIN), ("turned", TURNED)):
+        source, root = str(turned(*labels)), tmp_path / name
+        options = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False}
+        trainer = CompressionTrainer(default_root_dir=root, **options)
+        trainer.prune(DistillationModule(ModelSource(source)), glue(), intermediate_size=8)
+        weights.append(load_file(root / "pruned" / "model.safetensors"))
+        trainer.analyze(DistillationModule(ModelSource(source)), glue(), student=source, bits=[2])
+        tables.append((root / "analysis" / "analysis.csv").read_text())
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, rtol=0, atol=0)
+    assert tables[0] == tables[1]
+
+
+def test_theseus_takes_a_teacher_of_another_order(turned: Callable[..., Path], glue: Make, make_trainer: Make) -> None:
+    """Stops a student whose head was put into order from being refused as another one than its teacher's."""
+    weights = []
+    for labels in (PLAIN, TURNED):
+        source = str(turned(*labels))
+        trainer = make_trainer(callbacks=[Theseus(Constant(0.5), teacher=source)], limit_val_batches=0)
+        trainer.fit(DistillationModule(ModelSource(source, keep_layers=[1])), datamodule=glue())
+        weights.append(student_of(trainer))
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=0, atol=0)
 
