@@ -3,9 +3,10 @@ r"""Students of every shape, with and without their teacher: 16,384 rows of SST-
 Two teachers of different seeds are fine-tuned on the rows that the students train on, and the one that is better on
 the validation split teaches all of them. The students: three of the teacher's layers; all of its layers, half as wide,
 as `lightning-kd prune` cuts them; a BiGRU and a text CNN that start from the teacher's word embeddings. Without a
-teacher the same start is trained on the hard labels; with one, on its soft targets alone; the three layers, also on
-those of both teachers together. The score is that of the last weights on held-out rows, which no model trains on and
-nothing is chosen by. A run that has its report under --out is not run again. From local folders:
+teacher the same start is trained on the hard labels; with one, on its soft targets alone. The three layers are also
+trained on those of both teachers together, and the BiGRU on soft targets and labels. The score is that of the last
+weights on held-out rows, which no model trains on and nothing is chosen by. A run that has its report under --out is
+not run again. From local folders:
 
     python benchmarks/students.py --data ../shared/data --encoder ../shared/models/all-MiniLM-L6-v2 \
         --json benchmarks/results/students.json
@@ -127,13 +128,14 @@ def measure(name: str, options: Any, out: Path, pool: ThreadPoolExecutor) -> lis
     }
     arms = [(student, arm, more) for student in about.epochs for arm, more in (("none", NO_TEACHER), ("one", taught))]
     arms.append(("3 layers", "two", both))
+    arms.append(("BiGRU", "one and labels", taught | {"model.hard_label_weight": 1.0}))
     known = students(name, teacher, narrow)
     done = {}
     for student, arm, more in arms:
         config, own = known[student]
         callbacks = []
         if arm != "none" and options.jobs == 1:  # two runs at a time would write the same cache
-            cache = {"path": str(out / name / f"cache_{arm}"), "dtype": "float32"}
+            cache = {"path": str(out / name / f"cache_{arm.split()[0]}"), "dtype": "float32"}
             callbacks = [{"class_path": "lightning_kd.callbacks.TeacherCache", "init_args": cache}]
         done[student, arm] = [
             pool.submit(

@@ -94,7 +94,8 @@ def test_a_decoder_learns_and_becomes_int8(
         losses={"soft": SoftTargetKL(), "hidden": HiddenStateMSE([FeatureMatch(1, 2)])},
     )
     int8 = QuantizationCallback(DynamicInt8())
-    trainer = make_trainer(callbacks=[StudentExport(), int8], default_root_dir=tmp_path / "run")
+    callbacks = [StudentExport(), int8, CompressionReport(baselines={"whole": source})]
+    trainer = make_trainer(callbacks=callbacks, default_root_dir=tmp_path / "run")
     trainer.fit(module, datamodule=glue(tokenizer=source))
     short, long = WORDS[0], " ".join(WORDS[:9])
     for folder, tolerance in (
