@@ -95,7 +95,7 @@ def report(title: str, rows: Sequence[dict[str, Any]], about: dict[str, Any], pa
         table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i == 0)
     for row in rows:
         table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    Console(width=None if sys.stdout.isatty() else 1000).print(table)  # in a file as wide as it is
     if path is not None:
         text = json.dumps({"setting": about, "rows": list(rows)}, indent=2) + "\n"
         unfinished = path.with_name(path.name + ".part")

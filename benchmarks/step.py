@@ -3,12 +3,14 @@ r"""What the trainer and the module add to a training step, over a loop written 
 Both train the same student with the same teacher, losses, optimizer, schedule and batches, in one process, in turn: the
 loader of the trainer runs the loop by hand before it hands out the next batch. A turn is one step, or `--block` steps
 on a GPU, which may then run ahead within a turn. Each turn starts from the same random state, so that the dropout is
-the same; the table says how far apart the two students are in the end. Loading is no part of it (see data.py).
+the same; the table says how far apart the two students are in the end. Loading is no part of it (see data.py). On a
+GPU one turn of each, which is not timed, is profiled: how long its kernels run, and so how much of a step it works.
 
-The logger and the bar are off, or on: Lightning's CSV logger every 50 steps, and its bar on a terminal.
+The logger and the bar are off, or on: Lightning's CSV logger every 50 steps, and the command line's bar on a terminal.
+A module whose step is that of the loop shows what of the time is the trainer's own.
 
     python benchmarks/step.py --json benchmarks/results/step.json
-    python benchmarks/step.py --device cuda --precision bf16-mixed --json benchmarks/results/step_cuda.json
+    python benchmarks/step.py --device cuda --precision bf16-mixed --steps 200 --json benchmarks/results/step_cuda.json
 """
 
 from __future__ import annotations
@@ -32,10 +34,12 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForSequenceClassification, BertConfig, get_linear_schedule_with_warmup
 
 from _common import parser, quiet, report, setting
 from lightning_kd import DistillationModule, ModelSource
+from lightning_kd.callbacks import StageProgress
 from lightning_kd.losses import FeatureMatch, HiddenStateMSE, SoftTargetKL
 
 VOCABULARY = 30_522
@@ -98,28 +102,40 @@ class ByHand:
         self.precision = torch.autocast(device, torch.bfloat16, enabled=precision == "bf16-mixed")
 
     def step(self, batch: dict[str, Tensor]) -> None:
-        """One step: soft targets, hidden states, hard labels."""
-        labels = batch["labels"]
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        """One step."""
         with self.precision:
-            with torch.no_grad():
-                taught = self.teacher(**inputs, output_hidden_states=True)
-            output = self.student(**inputs, output_hidden_states=True)
-            hard = F.cross_entropy(output.logits.float(), labels)
-            soft = F.kl_div(
-                F.log_softmax(output.logits.float() / TEMPERATURE, -1),
-                F.log_softmax(taught.logits.float() / TEMPERATURE, -1),
-                log_target=True,
-                reduction="batchmean",
-            )
-            mask = batch["attention_mask"].unsqueeze(-1)
-            gap = (output.hidden_states[-1].float() - taught.hidden_states[-1].float()).square() * mask
-            hidden = gap.sum() / (mask.sum() * gap.shape[-1])
-            loss = hard + TEMPERATURE**2 * soft + hidden
+            loss = loss_by_hand(self.student, self.teacher, batch)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         self.scheduler.step()
+
+
+def loss_by_hand(student: Any, teacher: Any, batch: dict[str, Tensor]) -> Tensor:
+    """Soft targets, hidden states, hard labels."""
+    labels = batch["labels"]
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    with torch.no_grad():
+        taught = teacher(**inputs, output_hidden_states=True)
+    output = student(**inputs, output_hidden_states=True)
+    hard = F.cross_entropy(output.logits.float(), labels)
+    soft = F.kl_div(
+        F.log_softmax(output.logits.float() / TEMPERATURE, -1),
+        F.log_softmax(taught.logits.float() / TEMPERATURE, -1),
+        log_target=True,
+        reduction="batchmean",
+    )
+    mask = batch["attention_mask"].unsqueeze(-1)
+    gap = (output.hidden_states[-1].float() - taught.hidden_states[-1].float()).square() * mask
+    hidden = gap.sum() / (mask.sum() * gap.shape[-1])
+    return hard + TEMPERATURE**2 * soft + hidden
+
+
+class TrainerAlone(DistillationModule):
+    """What of the time is the trainer's own: the step of the loop in a module."""
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        return loss_by_hand(self.model, self.teachers["teacher"], batch)
 
 
 class InTurn:
@@ -133,6 +149,9 @@ class InTurn:
         self.block = block
         self.synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
         self.seconds: dict[str, list[float]] = {"trainer": [], "by hand": []}
+        self.kernels: dict[str, float] = {}  # seconds a step
+        self.profiled = len(found) - 2 * block if device == "cuda" else None  # the last turn but one
+        self._profiler: profile | None = None
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -148,20 +167,30 @@ class InTurn:
             if not (start // self.block) % 2:
                 self._by_hand(turn, start)
 
-    def _by_hand(self, turn: list[dict[str, Tensor]], seed: int) -> None:
-        self._begin(seed)
+    def _by_hand(self, turn: list[dict[str, Tensor]], start: int) -> None:
+        self._begin(start)
         for batch in turn:
             self.by_hand.step(batch)
         self._end("by hand", len(turn))
 
-    def _begin(self, seed: int) -> None:
-        torch.manual_seed(seed)
+    def _begin(self, start: int) -> None:
+        torch.manual_seed(start)
         self.synchronize()
+        if start == self.profiled:
+            self._profiler = profile(activities=[ProfilerActivity.CUDA])
+            self._profiler.start()
         self._started = self.clock()
 
     def _end(self, arm: str, steps: int) -> None:
         self.synchronize()
-        self.seconds[arm].append((self.clock() - self._started) / steps)
+        seconds = (self.clock() - self._started) / steps
+        if self._profiler is None:
+            self.seconds[arm].append(seconds)
+            return
+        self._profiler.stop()
+        microseconds = sum(event.self_device_time_total for event in self._profiler.key_averages())
+        self.kernels[arm] = microseconds / 1e6 / steps
+        self._profiler = None
 
 
 @contextmanager
@@ -213,7 +242,9 @@ class Twins(L.Callback):
         self.apart = max((ours - other).abs().max().item() for ours, other in pairs)
 
 
-def measure(shape: Shape, watched: bool, options: Any, steps: int, folder: Path) -> dict[str, Any]:
+def measure(
+    shape: Shape, kind: type[DistillationModule], watched: bool, options: Any, steps: int, folder: Path
+) -> dict[str, Any]:
     """The times of both, and how far apart the students are."""
     L.seed_everything(0, verbose=False)
     common = {"hidden_size": shape.width, "num_attention_heads": shape.heads, "intermediate_size": 4 * shape.width}
@@ -221,7 +252,7 @@ def measure(shape: Shape, watched: bool, options: Any, steps: int, folder: Path)
     teacher = folder / f"{shape.width}_{shape.teacher_layers}"
     AutoModelForSequenceClassification.from_config(config).save_pretrained(teacher)
     kept = [i * shape.teacher_layers // shape.student_layers for i in range(shape.student_layers)]
-    module = DistillationModule(
+    module = kind(
         student=ModelSource(str(teacher), keep_layers=kept),
         teachers={"teacher": ModelSource(str(teacher))},
         losses={"soft": SoftTargetKL(), "hidden": HiddenStateMSE([FeatureMatch(-1, -1)])},
@@ -244,7 +275,7 @@ def measure(shape: Shape, watched: bool, options: Any, steps: int, folder: Path)
             enable_checkpointing=False,
             enable_model_summary=False,
             default_root_dir=folder,
-            callbacks=[twins],
+            callbacks=[twins, *([StageProgress()] if watched else [])],
         )
         trainer.fit(module, train_dataloaders=loader)
     first = -(-WARM // options.block)
@@ -254,11 +285,13 @@ def measure(shape: Shape, watched: bool, options: Any, steps: int, folder: Path)
     added = [a - b for a, b in turns]
     return {
         "step": str(shape),
+        "module": "ours" if kind is DistillationModule else "the loop's own step",
         "logger and bar": "on" if watched else "off",
         "by hand, ms": statistics.median(other) * 1e3,
         "trainer, ms": statistics.median(ours) * 1e3,
         **{f"ratio{name}": value for name, value in zip(("", ", p25", ", p75"), middle(ratios), strict=True)},
         **{f"added, ms{name}": value * 1e3 for name, value in zip(("", ", p25", ", p75"), middle(added), strict=True)},
+        **{f"kernels {arm}, ms": seconds * 1e3 for arm, seconds in loader.kernels.items()},
         "M trained": sum(p.numel() for p in module.model.parameters() if p.requires_grad) / 1e6,
         "weights apart": f"{twins.apart:.1e}",
     }
@@ -292,9 +325,9 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
-            for watched in (False, True):
-                print(f"{name}, logger and bar {'on' if watched else 'off'}", file=sys.stderr)
-                rows.append(measure(SHAPES[name], watched, options, steps, Path(folder)))
+            for kind, watched in ((DistillationModule, False), (DistillationModule, True), (TrainerAlone, False)):
+                print(f"{name}, {kind.__name__}, logger and bar {'on' if watched else 'off'}", file=sys.stderr)
+                rows.append(measure(SHAPES[name], kind, watched, options, steps, Path(folder)))
     device = torch.cuda.get_device_name() if on_gpu else "cpu"
     chosen = {
         "precision": options.precision,

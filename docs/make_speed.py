@@ -33,8 +33,16 @@ def about(setting: dict[str, Any]) -> str:
     threads = setting["threads"]
     where = setting.get("device", "cpu").replace("cpu", f"{threads} thread{'s' if threads > 1 else ''} of a CPU")
     more = [f"{key} {setting[key]}" for key in ("precision", "clock") if key in setting]
-    more += ["compiled"] if setting.get("compile") else []
+    more += ["compiled"] if setting.get("compiled") else []
     return ", ".join([where, f"torch {setting['torch']}", f"transformers {setting['transformers']}", *more])
+
+
+def busy(row: dict[str, Any]) -> dict[str, str]:
+    """How much of a step kernels run, where that was measured."""
+    if "kernels trainer, ms" not in row:
+        return {}
+    shares = [f"{100 * row[f'kernels {arm}, ms'] / row[f'{arm}, ms']:.0f} %" for arm in ("by hand", "trainer")]
+    return {"GPU at work, by hand / trainer": " / ".join(shares)}
 
 
 def step(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
@@ -42,11 +50,13 @@ def step(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
     return [
         {
             "step": row["step"],
+            "module": row.get("module", "ours"),
             "logger and bar": row["logger and bar"],
             "by hand, ms": f"{row['by hand, ms']:.1f}",
             "trainer, ms": f"{row['trainer, ms']:.1f}",
             "ratio (quartiles)": spread(row, "ratio", "ratio, p25", "ratio, p75", 3),
             "added, ms (quartiles)": spread(row, "added, ms", "added, ms, p25", "added, ms, p75", 2),
+            **busy(row),
             "students apart": row["weights apart"],
         }
         for row in rows

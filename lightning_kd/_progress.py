@@ -99,7 +99,7 @@ def new_bar() -> Progress:
         MofNCompleteColumn(table_column=whole.copy()),
         _RateAndEnd(table_column=whole.copy()),
     )
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    return Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4)
 
 
 class Stage:

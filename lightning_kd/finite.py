@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +37,7 @@ class NonFiniteError(RunError):
 @dataclass(frozen=True)
 class _Step:
     names: list[str]
-    values: Tensor  # (names,) float32: the losses, and 0 or NaN for each teacher
+    values: Tensor  # (names,) float32: the losses, and the sum of each teacher's logits
     index: Tensor | None
     where: tuple[int, int, int]  # epoch, batch, optimizer step
 
@@ -68,12 +70,15 @@ class FiniteCheck:
         Raises:
             NonFiniteError: On the CPU.
         """
-        values = torch.stack([value.detach().float() for value in losses.values()])
-        on_cpu = values.device.type == "cpu"
-        if on_cpu and values.isfinite().all():
+        on_cpu = all(value.device.type == "cpu" for value in losses.values())
+        if on_cpu and all(math.isfinite(value.item()) for value in losses.values()):
             return
-        sums = [sum(each.detach().float().sum() * 0 for each in logits.values()) for logits in teacher_logits.values()]
-        values = torch.stack([*values, *(torch.as_tensor(each, device=values.device) for each in sums)])
+        with torch.no_grad():
+            sums = [
+                reduce(torch.add, (each.sum(dtype=torch.float32) for each in logits.values()))
+                for logits in teacher_logits.values()
+            ]
+            values = torch.stack([*(value.float() for value in losses.values()), *sums])
         self._steps.append(_Step([*losses, *(f"teacher {name}" for name in teacher_logits)], values, index, where))
         if on_cpu or len(self._steps) == _KEPT:
             self._look(too_late=not on_cpu)

@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,8 +97,10 @@ def make_teacher(folder: Path) -> Path:
     return folder
 
 
-def _arguments(root: Path, teacher: Path, kind: str, epochs: int) -> list[str]:
+def _arguments(root: Path, teacher: Path, kind: str, epochs: int, accelerator: str) -> list[str]:
     trainer, data, callbacks = KINDS[kind]
+    if accelerator == "gpu":
+        trainer = {**trainer, "deterministic": True}  # or two runs without a kill would differ, too
 
     def checkpoint(**options: Any) -> dict[str, Any]:
         return {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": options}
@@ -121,7 +124,7 @@ def _arguments(root: Path, teacher: Path, kind: str, epochs: int) -> list[str]:
             "init_args": {"num_train": 96, "num_validation": 40, "num_test": 5, "batch_size": 4, **data},
         },
         "trainer": {
-            "accelerator": "cpu",
+            "accelerator": accelerator,
             "devices": 1,
             "default_root_dir": str(root),
             "enable_progress_bar": False,
@@ -159,6 +162,8 @@ def _forked(root: Path, work: Callable[[], None]) -> int:
             code = 0
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else 1
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -174,9 +179,9 @@ def _forked(root: Path, work: Callable[[], None]) -> int:
     raise DiffersError(f"a run of {root} has not ended within {_TIMEOUT} s")
 
 
-def uninterrupted(root: Path, teacher: Path, kind: str, epochs: int = 3) -> float:
+def uninterrupted(root: Path, teacher: Path, kind: str, epochs: int = 3, accelerator: str = "cpu") -> float:
     """One run; how long its training took, in seconds."""
-    arguments = _arguments(root, teacher, kind, epochs)
+    arguments = _arguments(root, teacher, kind, epochs, accelerator)
     code = _forked(root, lambda: _timed(arguments, root / "seconds.json"))
     if code != 0:
         raise DiffersError(f"an uninterrupted run ended with {code}: {(root / 'output.txt').read_text()[-3000:]}")
@@ -213,10 +218,18 @@ def _killed(arguments: list[str], after: float, number: int) -> None:
 
 
 def interrupted(
-    root: Path, teacher: Path, kind: str, kills: int, seconds: float, number: int, seed: int = 0, epochs: int = 3
+    root: Path,
+    teacher: Path,
+    kind: str,
+    kills: int,
+    seconds: float,
+    number: int,
+    seed: int = 0,
+    epochs: int = 3,
+    accelerator: str = "cpu",
 ) -> list[int]:
     """A training that is sent a signal ``kills`` times, and resumed after each; the exit codes of its runs."""
-    arguments, generator, codes = _arguments(root, teacher, kind, epochs), random.Random(seed), []
+    arguments, generator, codes = _arguments(root, teacher, kind, epochs, accelerator), random.Random(seed), []
     for _ in range(kills):
         after = generator.uniform(0, seconds * 2 / kills)
         code = _forked(root, lambda after=after: _killed(arguments, after, number))
@@ -224,16 +237,20 @@ def interrupted(
         if code not in (0, -number, 128 + number):
             raise DiffersError(f"a run ended with {code}: {(root / 'output.txt').read_text()[-3000:]}")
         for file in root.rglob("*.ckpt"):
-            torch.load(file, weights_only=True)  # or it is half a file
+            _load(file)  # or it is half a file
     code = _forked(root, lambda: main(arguments))
     if code != 0:
         raise DiffersError(f"the last run ended with {code}: {(root / 'output.txt').read_text()[-3000:]}")
     return [*codes, code]
 
 
+def _load(file: Path) -> dict[str, Any]:
+    return dict(torch.load(file, weights_only=True, map_location="cpu"))  # a fork of who has used CUDA cannot use it
+
+
 def outcome(root: Path) -> Outcome:
     """Read what a training has left."""
-    last = torch.load(max(root.rglob("last*.ckpt"), key=lambda path: path.stat().st_mtime), weights_only=True)
+    last = _load(max(root.rglob("last*.ckpt"), key=lambda path: path.stat().st_mtime))
     scores = [state["best_model_score"] for state in last["callbacks"].values() if state.get("monitor")]
     history: dict[tuple[int, str], set[str]] = {}
     for file in root.rglob("metrics.csv"):
@@ -272,6 +289,7 @@ def _main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--signal", choices=["KILL", "TERM"], default="KILL")
     parser.add_argument("--kind", choices=[*KINDS, "all"], default="all")
+    parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write what was found here")
     options = parser.parse_args()
@@ -283,8 +301,9 @@ def _main() -> None:
         for kind in KINDS if options.kind == "all" else [options.kind]:
             root = Path(folder) / kind
             epochs = max(3, options.kills // 2)  # long enough for all of them
-            seconds = uninterrupted(root / "whole", teacher, kind, epochs)
-            codes = interrupted(root / "parts", teacher, kind, options.kills, seconds, number, options.seed, epochs)
+            on = {"epochs": epochs, "accelerator": options.accelerator}
+            seconds = uninterrupted(root / "whole", teacher, kind, **on)
+            codes = interrupted(root / "parts", teacher, kind, options.kills, seconds, number, options.seed, **on)
             hit = sum(code != 0 for code in codes)
             whole, parts = outcome(root / "whole"), outcome(root / "parts")
             try:

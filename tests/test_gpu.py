@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,8 +19,10 @@ from lightning_kd.callbacks import CompressionReport, QuantizationCallback, Stud
 from lightning_kd.losses import HiddenStateMSE, LayerMap, SoftTargetKL
 from lightning_kd.quantization import DynamicInt8
 from tests.losses.test_in_training import MAKERS, SAME_HEADS, Steps, train
+from tests.test_ddp import ROOT, distilled, teacher
+from tests.test_ddp import train as train_by_command
 
-__all__ = ["train"]  # a fixture
+__all__ = ["teacher", "train"]  # fixtures
 
 Make = Callable[..., Any]
 
@@ -118,3 +123,25 @@ def test_a_run_leaves_an_int8_model_for_the_cpu(distillation: Make, glue: Make, 
     assert (root / "report.json").is_file()
     found = [Runner.open(root / name).predict(["ba be", "di do du"]) for name in ("student", "int8")]
     assert [len(answers) for answers in found] == [2, 2]
+
+
+def test_nccl_gives_the_losses_of_no_process_group(teacher: Path, tmp_path: Path) -> None:
+    """Stops DDP on GPUs from waiting for weights without a gradient, or from moving the teacher."""
+    found = []
+    for strategy in ("auto", "ddp"):
+        root = tmp_path / strategy
+        logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(root)}}
+        options = {"accelerator": "gpu", "strategy": strategy, "max_epochs": 2, "log_every_n_steps": 1}
+        done = train_by_command(root, "fit", {"model": distilled(teacher), "trainer": {**options, "logger": logger}})
+        assert done.returncode == 0, done.stderr[-6000:]
+        assert ("distributed_backend=nccl" in done.stderr) == (strategy == "ddp")
+        with next(root.rglob("metrics.csv")).open() as file:
+            found.append([float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]])
+    assert len(found[0]) == 12 and found[1] == pytest.approx(found[0], rel=1e-4)
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been() -> None:
+    """Stops the random state of the GPU from being forgotten; by a script, as CUDA bears no fork of this process."""
+    command = [sys.executable, str(ROOT / "tests" / "kill_and_resume.py"), "--accelerator", "gpu"]
+    done = subprocess.run([*command, "--kind", "live", "--kills", "4"], capture_output=True, text=True)
+    assert done.returncode == 0 and "all the same" in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]
