@@ -189,6 +189,7 @@ PLACES: dict[str, tuple[str, Callable[[list[dict[str, Any]]], list[dict[str, str
     "step_cuda": ("step_cuda", step),
     "step_compiled": ("step_cuda_compiled", step),
     "epoch": ("epoch", epoch),
+    "epoch_longer": ("epoch_longer", epoch),
     "data": ("data", data),
     "memory": ("memory", memory),
     "scaling": ("scaling", scaling),
