@@ -33,9 +33,11 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 def losses_of(distillation: Make, glue: Make, make_trainer: Make) -> Make:
     """The losses of an epoch: ``losses_of(accelerator, callbacks, **trainer)``, drawn by no device."""
 
-    def run(accelerator: str, *callbacks: L.Callback, dtype: str = "float32", **options: Any) -> list[float]:
+    def run(
+        accelerator: str, *callbacks: L.Callback, dtype: str = "float32", compiled: bool = False, **options: Any
+    ) -> list[float]:
         teacher = distillation().teacher_sources["teacher"]
-        module = distillation(teachers={"teacher": ModelSource(teacher.path, dtype=dtype)})
+        module = distillation(teachers={"teacher": ModelSource(teacher.path, dtype=dtype)}, compile=compiled)
         steps = Steps()
         trainer = make_trainer(
             callbacks=[steps, *callbacks], accelerator=accelerator, limit_val_batches=0, max_epochs=2, **options
@@ -57,6 +59,11 @@ def test_losses_are_those_of_the_cpu(precision: str, losses_of: Make) -> None:
 def test_a_teacher_keeps_its_own_dtype(losses_of: Make) -> None:
     """Stops a teacher in half precision from meeting a student in full precision unconverted."""
     assert losses_of("gpu", dtype="bfloat16") == pytest.approx(losses_of("gpu"), rel=0.05)
+
+
+def test_compiled_losses_are_the_plain_ones(losses_of: Make) -> None:
+    """Stops a graph that was made for another length from changing a loss."""
+    assert losses_of("gpu", compiled=True) == pytest.approx(losses_of("gpu"), rel=1e-3)
 
 
 def test_cached_losses_are_the_live_ones(losses_of: Make, tmp_path: Path) -> None:
