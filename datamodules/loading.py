@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from datasets import DatasetDict, load_dataset, load_dataset_builder
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -49,19 +50,20 @@ def _load(path: str, name: str | None) -> DatasetDict:
         ) from error
 
 
-def load_tokenizer(option: str, source: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(option: str, source: str, **settings: Any) -> PreTrainedTokenizerBase:
     """A tokenizer that can pad; without a token for it, with the one that ends a text.
 
     Args:
         option: That names the tokenizer, in messages.
         source: Hub name or local folder.
+        settings: Instead of the tokenizer's own.
 
     Raises:
         InputError: If it cannot be loaded, or has neither token.
     """
     check_folder(option, source)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **settings)
     except Exception as error:  # whatever transformers and tokenizers make of what is in the files
         raise expected(option, "a Hub name or a local folder with a tokenizer", source) from error
     if tokenizer.pad_token_id is None:

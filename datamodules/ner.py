@@ -14,7 +14,7 @@ from lightning_kd._checks import InputError, expected
 from lightning_kd.datamodules.base import TransformerDataModule
 from lightning_kd.datamodules.batching import TokenizedRows
 from lightning_kd.datamodules.conll import column_files, read_columns
-from lightning_kd.datamodules.loading import load_data
+from lightning_kd.datamodules.loading import load_data, load_tokenizer
 from lightning_kd.datamodules.tags import in_iob2
 from lightning_kd.models import check_folder
 from lightning_kd.tasks.base import IGNORED
@@ -121,7 +121,7 @@ class NERDataModule(TransformerDataModule):
     def read_tokenizer(self, option: str, source: str) -> PreTrainedTokenizerBase:
         tokenizer = super().read_tokenizer(option, source)
         if getattr(tokenizer, "add_prefix_space", None) is False:  # or a word has other sub-words than within a text
-            tokenizer = type(tokenizer).from_pretrained(source, add_prefix_space=True)
+            tokenizer = load_tokenizer(option, source, add_prefix_space=True)
         return tokenizer
 
     # ---------------------------------------------------------------------------------------------- reading

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 from lightning_kd import DistillationModule, InputError, ModelSource
 from lightning_kd.callbacks import CompressionReport, QuantizationCallback, StudentExport, TeacherCache
+from lightning_kd.datamodules import SyntheticNERDataModule
 from lightning_kd.losses import FeatureMatch, HiddenStateMSE, SoftTargetKL
 from lightning_kd.quantization import DynamicInt8, ONNXRuntimeInt4, ONNXRuntimeInt8, OpenVINOInt8, Quantizer
 from lightning_kd.runner import Runner
+from lightning_kd.tasks import TokenClassification
 from tests.conftest import WORDS
 
 Make = Callable[..., Any]
@@ -29,7 +37,13 @@ SHAPES = {
 }
 
 
-def write(folder: Path, kind: str, end: str | None = "<|end|>") -> str:
+def write(
+    folder: Path,
+    kind: str,
+    end: str | None = "<|end|>",
+    head: Any = AutoModelForSequenceClassification,
+    labels: Sequence[str] = ("negative", "positive"),
+) -> str:
     """A tiny decoder as they are on the Hub: neither its tokenizer nor its configuration names a padding token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -38,10 +52,10 @@ def write(folder: Path, kind: str, end: str | None = "<|end|>") -> str:
         WORDS, trainers.BpeTrainer(vocab_size=300, special_tokens=["<|end|>"], initial_alphabet=alphabet)
     )
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end).save_pretrained(folder)
-    names = {"id2label": {0: "negative", 1: "positive"}, "vocab_size": 304}  # Qwen2's tokenizer adds one to its 300
+    names = {"id2label": dict(enumerate(labels)), "vocab_size": 304}  # Qwen2's tokenizer adds one to its 300
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, pad_token_id=None, initializer_range=0.3, **names, **SHAPES[kind])
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    head.from_config(config).save_pretrained(folder)
     return str(folder)
 
 
@@ -106,6 +120,28 @@ def test_a_decoder_learns_and_becomes_int8(
         alone, together = runner.predict([short])[0], runner.predict([short, long])[0]
         assert alone["label"] == together["label"]
         assert alone["score"] == pytest.approx(together["score"], abs=tolerance)
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_a_decoder_tags_words(kind: str, make_trainer: Make, tmp_path: Path) -> None:
+    """Stops a tokenizer that is read once more, for words in place of texts, from having no token to pad with."""
+    sizes = {"num_train": 24, "num_validation": 8, "num_test": 4, "batch_size": 8}
+    data = SyntheticNERDataModule(**sizes)
+    data.setup("fit")
+    source = write(tmp_path / "teacher", kind, head=AutoModelForTokenClassification, labels=data.label_names or ())
+    module = DistillationModule(
+        student=ModelSource(source, keep_layers=[1]),
+        teachers={"t": ModelSource(source)},
+        losses={"soft": SoftTargetKL()},
+        task=TokenClassification(),
+    )
+    trainer = make_trainer(callbacks=[StudentExport()], default_root_dir=tmp_path / "run")
+    trainer.fit(module, datamodule=SyntheticNERDataModule(**sizes, tokenizer=source))
+    runner = Runner.open(tmp_path / "run" / "student")
+    short, long = "Anna lives in Ostby", "the school in Ostby and its choir wrote to Anna and to Berg last week"
+    alone, together = runner.predict([short])[0]["entities"], runner.predict([short, long])[0]["entities"]
+    found = [[(each["label"], each["start"], each["end"]) for each in entities] for entities in (alone, together)]
+    assert found[0] == found[1] != []
 
 
 @pytest.mark.parametrize("quantizer", [ONNXRuntimeInt8, ONNXRuntimeInt4, OpenVINOInt8])
