@@ -44,7 +44,8 @@ class ModelSource:
         path: Hub name or local folder. May be left out with ``from_scratch`` if ``config`` names a ``model_type``.
         revision: Branch, tag or commit on the Hub.
         dtype: Of the weights, whatever the stored ones have.
-        attention: Attention implementation: ``sdpa`` is the fast one, ``eager`` the one that can return its scores.
+        attention: Attention implementation: ``sdpa`` is the fast one, where the model has it (DeBERTa and MPNet have
+            not), ``eager`` the one that can return its scores.
         keep_layers: The transformer layers to keep, 0 being the first, in the order given; the others are dropped
             and the kept ones renumbered.
         from_scratch: Random weights in the shape of the configuration.
@@ -155,7 +156,7 @@ def load_model(
     Raises:
         InputError: If the weights cannot be read, do not fit the labels, or a kept layer does not exist.
     """
-    options = {"dtype": getattr(torch, source.dtype), "attn_implementation": source.attention}
+    options = _options(source)
     if source.from_scratch:
         model = _from_config(auto_class, config, role, options)
     else:
@@ -165,6 +166,12 @@ def load_model(
     if source.keep_layers is not None:
         model = keep_layers(model, source.keep_layers, f"{role}.keep_layers")
     return model.train()
+
+
+def _options(source: ModelSource) -> dict[str, Any]:
+    # transformers refuses sdpa that is asked for where a model lacks it, and takes it unasked where it does not
+    attention = None if source.attention == "sdpa" else source.attention
+    return {"dtype": getattr(torch, source.dtype), "attn_implementation": attention}
 
 
 def _from_config(auto_class: Any, config: PretrainedConfig, role: str, options: dict[str, Any]) -> PreTrainedModel:
@@ -200,7 +207,7 @@ def load_trained(
         if value := getattr(source, name):
             raise expected(f"{role}.{name}", "left out", value, "A teacher is loaded whole, with its trained weights.")
     config = load_config(source, role)
-    options = {"dtype": getattr(torch, source.dtype), "attn_implementation": source.attention}
+    options = _options(source)
     model, missing = _from_pretrained(source, auto_class, config, role, options)
     if missing:
         raise _untrained(source, config, missing, role)

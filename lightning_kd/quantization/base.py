@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +24,11 @@ __all__ = [
     "Quantizer",
     "empty_model",
     "example_inputs",
-    "logit_outputs",
+    "logits_alone",
     "named_logits",
     "quantizable_layers",
     "refuse_layers",
+    "uncalled_layers",
     "unreadable",
 ]
 
@@ -121,6 +124,21 @@ def quantizable_layers(model: nn.Module) -> list[str]:
     return [name for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Embedding, nn.LSTM, nn.GRU))]
 
 
+def uncalled_layers(model: PreTrainedModel) -> list[str]:
+    """Those of :func:`quantizable_layers` whose weights a forward pass reads itself, as DeBERTa's relative positions.
+
+    In 8 bits they could not be read, so they stay in float.
+    """
+    alone = copy.deepcopy(model).eval()
+    layers = {name: alone.get_submodule(name) for name in quantizable_layers(alone)}
+    called: set[nn.Module] = set()
+    for layer in layers.values():
+        layer.register_forward_pre_hook(lambda module, _: called.add(module))
+    with torch.no_grad():
+        alone(**example_inputs(alone))
+    return [name for name, layer in layers.items() if layer not in called]
+
+
 def empty_model(folder: Path) -> PreTrainedModel:
     """The model that a folder's configuration describes, with random weights, in eval mode.
 
@@ -197,10 +215,30 @@ def example_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
     return example
 
 
-def logit_outputs(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[str]:
-    """The names of a model's outputs, in their order: ``logits``, or ``start_logits`` and ``end_logits``."""
+def logits_alone(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> tuple[PreTrainedModel, list[str]]:
+    """A copy in eval mode whose forward pass gives a tuple of its logits, for what traces it, and their names.
+
+    Its parts are told nothing (as ``config.return_dict`` would tell them): some read each other's outputs by name.
+
+    Args:
+        model: The model.
+        inputs: A batch.
+
+    Returns:
+        The copy, and ``logits``, or ``start_logits`` and ``end_logits``.
+    """
+    kind: Any = type(model)
+
+    @wraps(kind.forward)
+    def forward(self: PreTrainedModel, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        outputs = kind.forward(self, *args, **kwargs)
+        return tuple(outputs[name] for name in names)
+
+    alone = copy.deepcopy(model).eval()
     with torch.no_grad():
-        return [name for name in model(**inputs) if name.endswith("logits")]
+        names = [name for name in alone(**inputs) if name.endswith("logits")]
+    alone.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
+    return alone, names
 
 
 def named_logits(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,7 +15,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightning_kd.quantization.base import Forward, Quantizer, empty_model, named_logits, quantizable_layers, unreadable
+from lightning_kd.quantization.base import (
+    Forward,
+    Quantizer,
+    empty_model,
+    named_logits,
+    quantizable_layers,
+    uncalled_layers,
+    unreadable,
+)
 from lightning_kd.quantization.fake_quantize import Rounding
 
 __all__ = ["DynamicInt8"]
@@ -48,7 +56,7 @@ class DynamicInt8(Quantizer):
         folder: Path,
         keep_float: Collection[str] = (),
     ) -> None:
-        save_file(_state(_quantize(model, keep_float)), folder / self.file_name)
+        save_file(_state(_quantize(model, {*keep_float, *uncalled_layers(model)})), folder / self.file_name)
 
     @classmethod
     def open(cls, folder: Path, threads: int | None = None) -> Forward:

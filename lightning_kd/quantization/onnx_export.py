@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import copy
 import logging
 import re
 import warnings
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_kd._checks import InputError
-from lightning_kd.quantization.base import example_inputs, logit_outputs
+from lightning_kd.quantization.base import example_inputs, logits_alone
 
 __all__ = ["WEIGHTED", "export", "float_nodes", "forget_source", "quiet"]
 
@@ -37,12 +36,10 @@ def export(model: PreTrainedModel) -> Any:
         model: The model; it is not changed.
     """
     example = example_inputs(model)
-    traced = copy.deepcopy(model).eval()
+    traced, outputs = logits_alone(model, example)
     for name, module in list(traced.named_modules()):
         if _is_plain(module):
             traced.set_submodule(name, _Recurrent(module))
-    outputs = logit_outputs(traced, example)
-    traced.config.return_dict = False
     batch, length = torch.export.Dim("batch", min=1), torch.export.Dim("length", min=2)
     program: Any = torch.onnx.export(
         traced,
@@ -57,6 +54,7 @@ def export(model: PreTrainedModel) -> Any:
     exported = program.model_proto
     _sums_before_norms(exported.graph)
     _attention_cuts_heads(exported.graph)
+    _rotations_by_row(exported.graph)
     return exported
 
 
@@ -107,6 +105,32 @@ def _attention_cuts_heads(graph: Any) -> None:
         for part in [*swaps, *splits]:
             if part in graph.node and not any(part.output[0] in other.input for other in graph.node):
                 graph.node.remove(part)
+
+
+def _rotations_by_row(graph: Any) -> None:
+    """Repeat the angles of rotary positions for each row of a batch.
+
+    The exporter writes them once, which the operator does not allow: ONNX Runtime runs one row and refuses two.
+    """
+    from onnx import TensorProto, helper
+
+    turned = [node for node in graph.node if node.op_type == "RotaryEmbedding" and len(node.input) == 3]
+    if not turned:
+        return
+    ones = helper.make_tensor("rotation_ones", TensorProto.INT64, [2], [1, 1])
+    rows = helper.make_node("Shape", [graph.input[0].name], ["rotation_rows"], start=0, end=1)
+    shape = helper.make_node("Concat", ["rotation_rows", ones.name], ["rotation_shape"], axis=0)
+    graph.initializer.append(ones)
+    graph.node.insert(0, rows)
+    graph.node.insert(1, shape)
+    for name in dict.fromkeys(name for node in turned for name in node.input[1:]):
+        repeated = helper.make_node("Expand", [name, shape.output[0]], [f"{name}_by_row"], name=f"{name}_by_row")
+        first = min(i for i, node in enumerate(graph.node) if name in node.input)
+        graph.node.insert(first, repeated)
+        for node in turned:
+            for i, given in enumerate(node.input):
+                if given == name:
+                    node.input[i] = repeated.output[0]
 
 
 def _swaps_heads(node: Any) -> bool:

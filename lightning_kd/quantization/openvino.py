@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import logging
 import sys
@@ -21,7 +20,7 @@ from lightning_kd.quantization.base import (
     Forward,
     Quantizer,
     example_inputs,
-    logit_outputs,
+    logits_alone,
     named_logits,
     refuse_decoder,
     refuse_layers,
@@ -103,9 +102,10 @@ class OpenVINOInt8(Quantizer):
                 quantized = nncf.compress_weights(graph, mode=mode, ignored_scope=ignored)
             else:
                 fix = nncf.OverflowFix.ENABLE if self.reduce_range else nncf.OverflowFix.DISABLE
+                read = {name for port in graph.inputs for name in port.get_names()}
                 quantized = nncf.quantize(
                     graph,
-                    nncf.Dataset(list(calibration), lambda batch: {name: v.numpy() for name, v in batch.items()}),
+                    nncf.Dataset(list(calibration), lambda b: {n: v.numpy() for n, v in b.items() if n in read}),
                     model_type=nncf.ModelType.TRANSFORMER,
                     subset_size=len(calibration),
                     ignored_scope=ignored,
@@ -139,13 +139,15 @@ class OpenVINOInt8(Quantizer):
 
 def _convert(model: PreTrainedModel, example: dict[str, Tensor]) -> Any:
     """The float graph, batch and length open."""
-    traced = copy.deepcopy(model).eval()
-    outputs = logit_outputs(traced, example)
-    traced.config.return_dict = False
+    traced, outputs = logits_alone(model, example)
+    parts = [part.config for part in traced.modules() if isinstance(part, PreTrainedModel)]
+    if any("sliding_attention" in (getattr(part, "layer_types", None) or ()) for part in parts):
+        # what a window shows padding alone is NaN in OpenVINO's attention; written out it is a mean that nobody reads
+        traced.set_attn_implementation("eager")
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer's remarks on transformers' own Python branches
         graph = _openvino().convert_model(traced, example_input=example)
-    for port, name in zip(graph.outputs, outputs, strict=False):  # logits come first
+    for port, name in zip(graph.outputs, outputs, strict=True):
         port.get_tensor().set_names({name})
     return graph
 

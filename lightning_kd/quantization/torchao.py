@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from lightning_kd._checks import InputError, expected
 from lightning_kd.quantization.analysis import QuantizationScheme
-from lightning_kd.quantization.base import Forward, Quantizer, empty_model, named_logits, unreadable
+from lightning_kd.quantization.base import Forward, Quantizer, empty_model, named_logits, uncalled_layers, unreadable
 from lightning_kd.quantization.fake_quantize import Rounding
 
 __all__ = ["TorchAO"]
@@ -135,7 +135,7 @@ class TorchAO(Quantizer):
         keep_float: Collection[str] = (),
     ) -> None:
         self.check()
-        tensors, metadata = self._flatten(self._quantize(model, keep_float))
+        tensors, metadata = self._flatten(self._quantize(model, {*keep_float, *uncalled_layers(model)}))
         options = {"weights": self.weights, "activations": self.activations, "group_size": self.group_size}
         save_file(tensors, folder / self.file_name, {**metadata, _OPTIONS: json.dumps(options)})
 

@@ -72,7 +72,6 @@ class Student(PreTrainedModel):
     """A model with one table of embeddings; heads hold their encoder as ``encoder``."""
 
     base_model_prefix = "encoder"
-    _supports_sdpa = True  # there is no attention, but a ModelSource always names one
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, (nn.LSTM, nn.GRU, nn.Linear)):

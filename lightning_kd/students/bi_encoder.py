@@ -207,7 +207,7 @@ class BiEncoderModel(_BiEncoder):
         super().__init__(config)
         if config.pooling not in get_args(_Pooling):
             raise expected("config.pooling", "mean, cls or max", config.pooling)
-        attention = config._attn_implementation
+        attention = None if config._attn_implementation == "sdpa" else config._attn_implementation
         dtype = torch.get_default_dtype()
         self.transformer = AutoModel.from_config(config.encoder, attn_implementation=attention, dtype=dtype)
         self._has_types = getattr(config.encoder, "type_vocab_size", 0) > 0

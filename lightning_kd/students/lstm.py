@@ -57,7 +57,6 @@ class LSTMForCausalLM(PreTrainedModel):
     config_class = LSTMConfig
     config: LSTMConfig
     base_model_prefix = "model"
-    _supports_sdpa = True  # there is no attention, but a ModelSource always names one
     _tied_weights_keys = {"decoder.weight": "embedding.weight"}  # noqa: RUF012  # read by transformers
 
     def __init__(self, config: LSTMConfig) -> None:

@@ -1,0 +1,103 @@
+"""Encoders that are built otherwise than BERT: they teach, learn and become int8."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForSequenceClassification, BertTokenizerFast, PreTrainedModel
+
+from lightning_kd import DistillationModule, InputError, ModelSource, Runner
+from lightning_kd.callbacks import StudentExport
+from lightning_kd.losses import HiddenStateMSE, LayerMap, SoftTargetKL
+from lightning_kd.quantization import DynamicInt8, ONNXRuntimeInt8, OpenVINOInt8, Quantizer, TorchAO
+from tests.conftest import VOCABULARY, WORDS
+
+Make = Callable[..., Any]
+
+_SHAPE = {"num_hidden_layers": 3, "num_attention_heads": 2, "max_position_embeddings": 66}
+#: Without SDPA, with a table of relative positions that is read as a whole; without SDPA or token types; with rotary
+#: positions, local attention, and parts that read each other's outputs by name.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "deberta-v2": {
+        **_SHAPE,
+        "type_vocab_size": 0,
+        "relative_attention": True,
+        "position_buckets": 8,
+        "pos_att_type": ["p2c", "c2p"],
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+    },
+    "mpnet": _SHAPE,
+    "modernbert": {**_SHAPE, "local_attention": 8, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2},
+}
+BACKENDS = [DynamicInt8, ONNXRuntimeInt8, OpenVINOInt8, TorchAO]
+
+
+def untrained(kind: str, width: int) -> PreTrainedModel:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "vocab_size": len(VOCABULARY), "pad_token_id": 0}
+    names = {"id2label": {0: "negative", 1: "positive"}}
+    config = AutoConfig.for_model(kind, initializer_range=0.1, **sizes, **names, **FAMILIES[kind])
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+    model.config.architectures = [type(model).__name__]
+    return model
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_it_teaches_and_learns(kind: str, glue: Make, make_trainer: Make, tmp_path: Path) -> None:
+    """Stops a family that lacks the attention which is asked for unasked from being called damaged."""
+    source = tmp_path / kind
+    untrained(kind, 16).save_pretrained(source)
+    (source / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
+    names = ["input_ids", "attention_mask"]
+    BertTokenizerFast(vocab=str(source / "vocab.txt"), model_input_names=names).save_pretrained(source)
+    module = DistillationModule(
+        student=ModelSource(str(source), keep_layers=[0, 2]),
+        teachers={"teacher": ModelSource(str(source))},
+        losses={"soft": SoftTargetKL(), "hidden": HiddenStateMSE(LayerMap("uniform"))},
+    )
+    trainer = make_trainer(callbacks=[StudentExport()], default_root_dir=tmp_path / "run")
+    trainer.fit(module, datamodule=glue(tokenizer=str(source)))
+    assert module.model.config.num_hidden_layers == 2 and trainer.global_step == 3
+    runner = Runner.open(tmp_path / "run" / "student")
+    short, long = WORDS[0], " ".join(WORDS[:9])
+    alone, together = runner.predict([short])[0], runner.predict([short, long])[0]
+    assert alone["score"] == pytest.approx(together["score"], abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.__name__)
+def test_int8_says_what_float_says(backend: type[Quantizer], kind: str, tmp_path: Path) -> None:
+    """Stops a backend that does not take the family, or takes no batch but that of its example."""
+    quantizer, model = backend(), untrained(kind, 64).eval()
+    try:
+        quantizer.check()
+    except InputError as error:
+        pytest.skip(str(error))
+    generator = torch.Generator().manual_seed(1)
+
+    def batch(rows: int, length: int) -> dict[str, Tensor]:
+        lengths = torch.randint(2, length + 1, (rows, 1), generator=generator)
+        mask = (torch.arange(length) < lengths).long()
+        return {
+            "input_ids": torch.randint(5, len(VOCABULARY), mask.shape, generator=generator) * mask,
+            "attention_mask": mask,
+        }
+
+    calibration = [batch(16, length) for length in (6, 12, 20)] if quantizer.needs_calibration else []
+    quantizer.convert(model, calibration, tmp_path)
+    model.config.save_pretrained(tmp_path)
+    forward, found, expected = backend.open(tmp_path), [], []
+    for rows, length in ((1, 7), (3, 20), (24, 11)):
+        inputs = batch(rows, length)
+        with torch.no_grad():
+            expected.append(model(**inputs).logits)
+        found.append(forward(inputs)["logits"])
+        assert found[-1].shape == (rows, 2)
+    float_logits = torch.cat(expected)
+    assert (torch.cat(found) - float_logits).square().mean() < 0.05 * float_logits.square().mean()
