@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForSequenceClassification, BertTokenizerFast, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    BertForSequenceClassification,
+    BertTokenizerFast,
+    PreTrainedModel,
+)
 
 from lightning_kd import DistillationModule, InputError, ModelSource, Runner
 from lightning_kd.callbacks import StudentExport
 from lightning_kd.losses import HiddenStateMSE, LayerMap, SoftTargetKL
-from lightning_kd.quantization import DynamicInt8, ONNXRuntimeInt8, OpenVINOInt8, Quantizer, TorchAO
+from lightning_kd.quantization import DynamicInt8, ONNXRuntimeInt4, ONNXRuntimeInt8, OpenVINOInt8, Quantizer, TorchAO
 from tests.conftest import VOCABULARY, WORDS
 
 Make = Callable[..., Any]
@@ -101,3 +108,28 @@ def test_int8_says_what_float_says(backend: type[Quantizer], kind: str, tmp_path
         assert found[-1].shape == (rows, 2)
     float_logits = torch.cat(expected)
     assert (torch.cat(found) - float_logits).square().mean() < 0.05 * float_logits.square().mean()
+
+
+class Untraceable(BertForSequenceClassification):
+    """Cannot be made a graph of."""
+
+    @wraps(BertForSequenceClassification.forward)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+            raise RuntimeError("no\ngraph")
+        return super().forward(*args, **kwargs)
+
+
+@pytest.mark.parametrize("backend", [ONNXRuntimeInt8, ONNXRuntimeInt4, OpenVINOInt8])
+def test_what_makes_no_graph_is_said_in_a_sentence(backend: type[Quantizer], tmp_path: Path) -> None:
+    """Stops a training from ending in a page of the tracer's own."""
+    quantizer = backend()
+    try:
+        quantizer.check()
+    except InputError as error:
+        pytest.skip(str(error))
+    sizes = {**_SHAPE, "hidden_size": 16, "intermediate_size": 24, "vocab_size": 30}
+    row = {name: torch.ones(1, 6, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
+    with pytest.raises(InputError, match=r"cannot convert Untraceable \(`.*no graph.*`\): take DynamicInt8"):
+        quantizer.convert(Untraceable(AutoConfig.for_model("bert", **sizes)), [row], tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,6 +26,7 @@ __all__ = [
     "Quantizer",
     "empty_model",
     "example_inputs",
+    "graph_of",
     "logits_alone",
     "named_logits",
     "quantizable_layers",
@@ -205,6 +208,29 @@ def refuse_decoder(quantizer: Quantizer, model: nn.Module) -> None:
             f"{type(quantizer).__name__} ({quantizer.name}) cannot convert {type(model).__name__}, a decoder: "
             "take DynamicInt8 or TorchAO."
         )
+
+
+@contextmanager
+def graph_of(quantizer: Quantizer, model: nn.Module) -> Iterator[None]:
+    """Say in a sentence that no graph could be made of a model within.
+
+    Args:
+        quantizer: The backend.
+        model: The model.
+
+    Raises:
+        InputError: In place of whatever the tracer raises.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(re.sub("\x1b\\[[0-9;]*m", "", str(error.__cause__ or error)).split())[:200]
+        raise InputError(
+            f"{type(quantizer).__name__} ({quantizer.name}) cannot convert {type(model).__name__} (`{reason}`): take "
+            "DynamicInt8 or TorchAO."
+        ) from error
 
 
 def example_inputs(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -14,7 +14,15 @@ from transformers import PreTrainedModel
 
 from lightning_kd._checks import InputError, expected
 from lightning_kd.quantization.analysis import QuantizationScheme
-from lightning_kd.quantization.base import Forward, Quantizer, named_logits, refuse_decoder, refuse_layers, unreadable
+from lightning_kd.quantization.base import (
+    Forward,
+    Quantizer,
+    graph_of,
+    named_logits,
+    refuse_decoder,
+    refuse_layers,
+    unreadable,
+)
 from lightning_kd.quantization.fake_quantize import Rounding
 from lightning_kd.quantization.onnx_export import WEIGHTED, export, float_nodes, forget_source, quiet
 
@@ -138,7 +146,8 @@ class ONNXRuntimeInt8(_ONNXRuntime):
 
         with tempfile.TemporaryDirectory() as scratch, quiet():
             graph = Path(scratch) / "float.onnx"
-            exact = export(model)
+            with graph_of(self, model):
+                exact = export(model)
             in_float = float_nodes(exact.graph, keep_float)
             forget_source(exact.graph)
             onnx.save(exact, graph)
@@ -256,7 +265,8 @@ class ONNXRuntimeInt4(_ONNXRuntime):
         with quiet():
             from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-            graph = export(model)
+            with graph_of(self, model):
+                graph = export(model)
             in_float = float_nodes(graph.graph, keep_float)
             forget_source(graph.graph)
             _gemms_to_products(graph.graph, in_float)

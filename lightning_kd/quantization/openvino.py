@@ -20,6 +20,7 @@ from lightning_kd.quantization.base import (
     Forward,
     Quantizer,
     example_inputs,
+    graph_of,
     logits_alone,
     named_logits,
     refuse_decoder,
@@ -91,7 +92,8 @@ class OpenVINOInt8(Quantizer):
         openvino = _openvino()
         import nncf
 
-        graph = _convert(model, dict(calibration[0]) if calibration else example_inputs(model))
+        with graph_of(self, model):
+            graph = _convert(model, dict(calibration[0]) if calibration else example_inputs(model))
         ignored = nncf.IgnoredScope(names=_nodes_of(graph, keep_float))
         nncf_log = logging.getLogger("nncf")
         level = nncf_log.level
