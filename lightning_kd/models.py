@@ -34,6 +34,10 @@ __all__ = [
 ]
 
 
+#: What configurations say of each layer.
+_BY_LAYER = ("layer_types", "attention_window")
+
+
 @dataclass(frozen=True)
 class ModelSource:
     """A model on the Hub or in a local folder, or the configuration of one that starts from random weights.
@@ -163,6 +167,7 @@ def load_model(
         model, missing = _from_pretrained(source, auto_class, config, role, options)
         if missing and whole:
             raise _untrained(source, config, missing, role)
+    _check_summary(model, role)
     if source.keep_layers is not None:
         model = keep_layers(model, source.keep_layers, f"{role}.keep_layers")
     return model.train()
@@ -211,7 +216,16 @@ def load_trained(
     model, missing = _from_pretrained(source, auto_class, config, role, options)
     if missing:
         raise _untrained(source, config, missing, role)
+    _check_summary(model, role)
     return freeze(order_outputs(model, label_names_of(model.config), label_names, f"`{role}`"))
+
+
+def _check_summary(model: PreTrainedModel, role: str) -> None:
+    if hasattr(model, "sequence_summary") and getattr(model.config, "summary_type", None) == "last":
+        raise InputError(
+            f"Expected `{role}` to be a model that knows where a text ends, but {type(model).__name__} reads the last "
+            "place of a row, which is padding wherever a text is shorter than its neighbour: take another one."
+        )
 
 
 def _untrained(source: ModelSource, config: PretrainedConfig, missing: Sequence[str], role: str) -> InputError:
@@ -329,10 +343,15 @@ def keep_layers(model: PreTrainedModel, layers: Sequence[int], name: str = "keep
     stem = layer_list(model, name)
     if not layers or len(set(layers)) != len(layers) or not all(0 <= layer < depth for layer in layers):
         raise expected(name, f"different layers from 0 to {depth - 1}", list(layers))
-    config.num_hidden_layers = len(layers)
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[layer] for layer in layers]
-    smaller = type(model)._from_config(config, dtype=model.dtype, attn_implementation=config._attn_implementation)
+    try:
+        config.num_hidden_layers = len(layers)
+        for each in _BY_LAYER:
+            if len(values := getattr(config, each, None) or ()) == depth:
+                setattr(config, each, [values[layer] for layer in layers])
+        smaller = type(model)._from_config(config, dtype=model.dtype, attn_implementation=config._attn_implementation)
+    except Exception as error:  # of a kind whose layers hang on more than their number
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise InputError(f"Argument `{name}` cannot be used with {config.model_type}: {reason}.") from error
     pattern = re.compile(re.escape(stem) + r"\.(\d+)\.")
     new_number = {layer: i for i, layer in enumerate(layers)}
     state = {}

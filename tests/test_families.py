@@ -21,6 +21,7 @@ from transformers import (
 from lightning_kd import DistillationModule, InputError, ModelSource, Runner
 from lightning_kd.callbacks import StudentExport
 from lightning_kd.losses import HiddenStateMSE, LayerMap, SoftTargetKL
+from lightning_kd.models import keep_layers, load_config, load_model, load_trained
 from lightning_kd.quantization import DynamicInt8, ONNXRuntimeInt4, ONNXRuntimeInt8, OpenVINOInt8, Quantizer, TorchAO
 from tests.conftest import VOCABULARY, WORDS
 
@@ -108,6 +109,31 @@ def test_int8_says_what_float_says(backend: type[Quantizer], kind: str, tmp_path
         assert found[-1].shape == (rows, 2)
     float_logits = torch.cat(expected)
     assert (torch.cat(found) - float_logits).square().mean() < 0.05 * float_logits.square().mean()
+
+
+def test_what_is_said_of_each_layer_goes_with_it() -> None:
+    """Stops a layer from getting the window of another, and a kind that cannot lose one from ending in a traceback."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "vocab_size": 30, "num_attention_heads": 2}
+    config = AutoConfig.for_model("longformer", num_hidden_layers=3, attention_window=[4, 6, 8], **sizes)
+    kept = keep_layers(AutoModelForSequenceClassification.from_config(config), [2, 0])
+    assert kept.config.attention_window == [8, 4]
+    sizes = {"d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 24, "vocab_size": 30, "block_sizes": [1, 1]}
+    config = AutoConfig.for_model("funnel", num_decoder_layers=1, **sizes)
+    funnel = AutoModelForSequenceClassification.from_config(config)
+    with pytest.raises(InputError, match=r"`keep_layers` cannot be used with funnel: .*block_sizes"):
+        keep_layers(funnel, [1])
+
+
+def test_a_model_that_reads_the_last_place_is_refused(tmp_path: Path) -> None:
+    """Stops scores that hang on the padding beside a text, in silence."""
+    sizes = {"d_model": 16, "n_head": 2, "d_inner": 24, "n_layer": 1, "vocab_size": 30}
+    AutoModelForSequenceClassification.from_config(AutoConfig.for_model("xlnet", **sizes)).save_pretrained(tmp_path)
+    source = ModelSource(str(tmp_path))
+    message = r"XLNetForSequenceClassification reads the last place of a row"
+    with pytest.raises(InputError, match=f"`model.student` .*{message}"):
+        load_model(source, AutoModelForSequenceClassification, load_config(source), "model.student")
+    with pytest.raises(InputError, match=f"`teacher` .*{message}"):
+        load_trained(source, AutoModelForSequenceClassification)
 
 
 class Untraceable(BertForSequenceClassification):
