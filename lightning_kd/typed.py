@@ -7,6 +7,7 @@ import importlib
 import inspect
 import re
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -305,11 +306,20 @@ def run_sentence(error: BaseException) -> str | None:
         return f"{_DISK[error.errno]}{'' if error.filename is None else f': {error.filename}'}."
     what = str(error).splitlines()[0] if str(error) else ""
     if isinstance(error, RuntimeError) and what.startswith("DataLoader worker (pid"):
-        return (
-            f"A process that makes batches has died: {what.rstrip('. ')}. Most often the system has ended it for want "
-            "of memory: set data.num_workers lower, or to 0."
-        )
-    return None
+        died = f": {what.rstrip('. ')}"
+    elif isinstance(error, (ConnectionError, EOFError)) and _takes_a_batch(error):
+        died = " while it handed one over"
+    else:
+        return None
+    return (
+        f"A process that makes batches has died{died}. Most often the system has ended it for want of memory: set "
+        "data.num_workers lower, or to 0."
+    )
+
+
+def _takes_a_batch(error: BaseException) -> bool:
+    """Whether an error comes from where torch's loader waits for a worker's batch."""
+    return any(frame.f_code.co_name == "_try_get_data" for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def trainer_words(message: str) -> str:
