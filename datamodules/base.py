@@ -120,7 +120,7 @@ class TransformerDataModule(L.LightningDataModule):
         #: Adds to a training batch before it leaves the CPU.
         self.on_train_batch: Callable[[dict[str, Any]], dict[str, Any]] | None = None
         self._rows: dict[str, TokenizedRows] = {}
-        self._on_tokenized: Callable[[float], None] = _ignore
+        self._on_tokenized: Callable[[float], None] = lambda rows: None
         self._train: tuple[Dataset, NDArray[np.int64], NDArray[np.int64]] | None = None
 
     # ---------------------------------------------------------------------------------------------- for subclasses
@@ -279,7 +279,7 @@ class TransformerDataModule(L.LightningDataModule):
                 for teacher, tokenizer in encodings.items()
             }
             progress.advance(total - progress.done)
-            self._on_tokenized = _ignore
+            self._on_tokenized = lambda rows: None
         if tokenized.truncated:
             rank_zero_info(
                 f"{tokenized.truncated:,} of {len(tokenized):,} rows of {name} are cut to {self.max_length} tokens"
@@ -396,7 +396,3 @@ class TransformerDataModule(L.LightningDataModule):
         """The data in a few words, as reports name it."""
         held_out = f"; test: {self.holdout_size:,} rows held out of train, seed {self.holdout_seed}"
         return self._name() + (held_out if self.holdout_size else "")
-
-
-def _ignore(rows: float) -> None:
-    """What is told of progress that nobody looks at."""

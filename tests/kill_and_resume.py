@@ -162,7 +162,7 @@ def _forked(root: Path, work: Callable[[], None]) -> int:
             code = 0
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else 1
-        except BaseException:
+        except BaseException:  # the child has to end here, whatever it was; the parent shows what is written
             traceback.print_exc()
         finally:
             sys.stdout.flush()

@@ -28,9 +28,10 @@ from tests.conftest import VOCABULARY, WORDS
 Make = Callable[..., Any]
 
 _SHAPE = {"num_hidden_layers": 3, "num_attention_heads": 2, "max_position_embeddings": 66}
-#: Without SDPA, with a table of relative positions that is read as a whole; without SDPA or token types; with rotary
-#: positions, local attention, and parts that read each other's outputs by name.
+#: With token types that a batch leaves out; without SDPA, with a table of relative positions that is read as a whole;
+#: without SDPA or token types; with rotary positions, local attention and parts that read each other by name.
 FAMILIES: dict[str, dict[str, Any]] = {
+    "bert": _SHAPE,
     "deberta-v2": {
         **_SHAPE,
         "type_vocab_size": 0,
@@ -43,6 +44,20 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mpnet": _SHAPE,
     "modernbert": {**_SHAPE, "local_attention": 8, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2},
 }
+#: The others of docs/choosing.md.
+_SMALL = {**_SHAPE, "embedding_size": 64}
+SLOW: dict[str, dict[str, Any]] = {
+    "big_bird": {**_SHAPE, "attention_type": "original_full"},
+    "data2vec-text": _SHAPE,
+    "deberta": {**_SHAPE, "type_vocab_size": 0, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
+    "ernie": _SHAPE,
+    "eurobert": {**_SHAPE, "bos_token_id": 2, "eos_token_id": 3},
+    "mobilebert": {**_SMALL, "num_hidden_layers": 2, "intra_bottleneck_size": 64, "true_hidden_size": 64},
+    "rembert": {**_SHAPE, "input_embedding_size": 64, "output_embedding_size": 64},
+    "roformer": _SMALL,
+    "squeezebert": _SMALL,
+}
+KINDS = [*FAMILIES, *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW)]
 BACKENDS = [DynamicInt8, ONNXRuntimeInt8, OpenVINOInt8, TorchAO]
 
 
@@ -50,22 +65,23 @@ def untrained(kind: str, width: int) -> PreTrainedModel:
     torch.manual_seed(0)
     sizes = {"hidden_size": width, "intermediate_size": 2 * width, "vocab_size": len(VOCABULARY), "pad_token_id": 0}
     names = {"id2label": {0: "negative", 1: "positive"}}
-    config = AutoConfig.for_model(kind, initializer_range=0.1, **sizes, **names, **FAMILIES[kind])
+    config = AutoConfig.for_model(kind, initializer_range=0.1, **sizes, **names, **{**FAMILIES, **SLOW}[kind])
     model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
     model.config.architectures = [type(model).__name__]
     return model
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_it_teaches_and_learns(kind: str, glue: Make, make_trainer: Make, tmp_path: Path) -> None:
     """Stops a family that lacks the attention which is asked for unasked from being called damaged."""
-    source = tmp_path / kind
-    untrained(kind, 16).save_pretrained(source)
+    source, model = tmp_path / kind, untrained(kind, 64)
+    depth = model.config.num_hidden_layers
+    model.save_pretrained(source)
     (source / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
     names = ["input_ids", "attention_mask"]
     BertTokenizerFast(vocab=str(source / "vocab.txt"), model_input_names=names).save_pretrained(source)
     module = DistillationModule(
-        student=ModelSource(str(source), keep_layers=[0, 2]),
+        student=ModelSource(str(source), keep_layers=[0, -1 % depth]),
         teachers={"teacher": ModelSource(str(source))},
         losses={"soft": SoftTargetKL(), "hidden": HiddenStateMSE(LayerMap("uniform"))},
     )
@@ -78,7 +94,7 @@ def test_it_teaches_and_learns(kind: str, glue: Make, make_trainer: Make, tmp_pa
     assert alone["score"] == pytest.approx(together["score"], abs=1e-5)
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.__name__)
 def test_int8_says_what_float_says(backend: type[Quantizer], kind: str, tmp_path: Path) -> None:
     """Stops a backend that does not take the family, or takes no batch but that of its example."""

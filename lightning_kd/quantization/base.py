@@ -18,6 +18,7 @@ from transformers import AutoConfig, PreTrainedModel
 import lightning_kd.students  # noqa: F401  # registered with transformers, or it cannot open a folder that holds one
 from lightning_kd._checks import InputError
 from lightning_kd.folders import check_config, check_size
+from lightning_kd.models import num_positions
 from lightning_kd.quantization.analysis import QuantizationScheme
 from lightning_kd.quantization.fake_quantize import Rounding
 
@@ -26,6 +27,7 @@ __all__ = [
     "Quantizer",
     "empty_model",
     "example_inputs",
+    "fed",
     "graph_of",
     "logits_alone",
     "named_logits",
@@ -225,7 +227,7 @@ def graph_of(quantizer: Quantizer, model: nn.Module) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except Exception as error:
+    except Exception as error:  # whatever a tracer makes of a model that it does not know
         reason = " ".join(re.sub("\x1b\\[[0-9;]*m", "", str(error.__cause__ or error)).split())[:200]
         raise InputError(
             f"{type(quantizer).__name__} ({quantizer.name}) cannot convert {type(model).__name__} (`{reason}`): take "
@@ -234,10 +236,11 @@ def graph_of(quantizer: Quantizer, model: nn.Module) -> Iterator[None]:
 
 
 def example_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Two rows of 16 tokens, for what traces a model."""
-    example = {name: torch.ones(2, 16, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
-    if getattr(model.config, "type_vocab_size", 0) > 1:
-        example["token_type_ids"] = (torch.arange(16) > 7).long().repeat(2, 1)  # two texts, as some models need
+    """Two rows of 16 tokens, or of as many as the model has places for, for what runs or traces it."""
+    length = min(16, num_positions(model) or 16)
+    example = {name: torch.ones(2, length, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
+    if getattr(model.config, "type_vocab_size", 0) > 1:  # two texts, as some models need
+        example["token_type_ids"] = (torch.arange(length) >= length // 2).long().repeat(2, 1)
     return example
 
 
@@ -265,6 +268,17 @@ def logits_alone(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> tuple[
         names = [name for name in alone(**inputs) if name.endswith("logits")]
     alone.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
     return alone, names
+
+
+def fed(inputs: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Any]:
+    """What a graph with inputs of these names is given, as arrays; one text where the batch has no token types.
+
+    Args:
+        inputs: A batch.
+        names: The graph's inputs.
+    """
+    known = {"token_type_ids": torch.zeros_like(inputs["input_ids"]), **inputs}
+    return {name: value.numpy() for name, value in known.items() if name in names}
 
 
 def named_logits(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -72,13 +72,14 @@ class DynamicInt8(Quantizer):
         for name, module in list(model.named_modules()):
             if _is_quantized(module):
                 _pack(module, {key: state.pop(f"{name}.{key}") for key in _unpack(module)})
+                module.register_forward_pre_hook(_contiguous)
         with torch.no_grad():  # not load_state_dict: torch's quantized embedding cannot go without its own entries
             for name, tensor in _floats(model).items():
                 tensor.copy_(state[name])
 
         def forward(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
             with torch.inference_mode():
-                return named_logits(model(**{name: value.contiguous() for name, value in inputs.items()}))
+                return named_logits(model(**inputs))
 
         return forward
 
@@ -124,6 +125,11 @@ def _state(quantized: nn.Module) -> dict[str, Tensor]:
 
 def _layout(state: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, torch.Size]]:
     return {name: (tensor.dtype, tensor.shape) for name, tensor in state.items()}
+
+
+def _contiguous(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Inputs as torch's quantized embedding wants them; BERT's own token types are one row that is repeated."""
+    return tuple(each.contiguous() if isinstance(each, Tensor) else each for each in inputs)
 
 
 def _floats(model: nn.Module) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from lightning_kd.quantization.analysis import QuantizationScheme
 from lightning_kd.quantization.base import (
     Forward,
     Quantizer,
+    fed,
     graph_of,
     named_logits,
     refuse_decoder,
@@ -62,8 +63,7 @@ class _ONNXRuntime(Quantizer):
         outputs = [port.name for port in session.get_outputs() if port.name.endswith("logits")]
 
         def forward(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            arrays = {name: value.numpy() for name, value in inputs.items() if name in names}
-            found = zip(outputs, session.run(outputs, arrays), strict=True)
+            found = zip(outputs, session.run(outputs, fed(inputs, names)), strict=True)
             return named_logits({name: torch.from_numpy(values) for name, values in found})
 
         return forward
@@ -302,7 +302,7 @@ class _Reader:
         index = next(self._range, None)
         if index is None:
             return None
-        return {name: value.numpy() for name, value in self._batches[index].items() if name in self._ports}
+        return fed(self._batches[index], self._ports)
 
 
 def _products_alone(graph: Any, in_float: Collection[str]) -> None:

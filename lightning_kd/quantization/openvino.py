@@ -20,6 +20,7 @@ from lightning_kd.quantization.base import (
     Forward,
     Quantizer,
     example_inputs,
+    fed,
     graph_of,
     logits_alone,
     named_logits,
@@ -107,7 +108,7 @@ class OpenVINOInt8(Quantizer):
                 read = {name for port in graph.inputs for name in port.get_names()}
                 quantized = nncf.quantize(
                     graph,
-                    nncf.Dataset(list(calibration), lambda b: {n: v.numpy() for n, v in b.items() if n in read}),
+                    nncf.Dataset(list(calibration), lambda batch: fed(batch, read)),
                     model_type=nncf.ModelType.TRANSFORMER,
                     subset_size=len(calibration),
                     ignored_scope=ignored,
@@ -132,8 +133,7 @@ class OpenVINOInt8(Quantizer):
         outputs = [name for port in compiled.outputs for name in port.get_names() if name.endswith("logits")]
 
         def forward(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            arrays = {name: value.numpy() for name, value in inputs.items() if name in names}
-            found = request.infer(arrays, share_inputs=True)
+            found = request.infer(fed(inputs, names), share_inputs=True)
             return named_logits({name: torch.from_numpy(found[name]) for name in outputs})
 
         return forward
