@@ -18,7 +18,6 @@ from transformers import AutoConfig, PreTrainedModel
 import lightning_kd.students  # noqa: F401  # registered with transformers, or it cannot open a folder that holds one
 from lightning_kd._checks import InputError
 from lightning_kd.folders import check_config, check_size
-from lightning_kd.models import num_positions
 from lightning_kd.quantization.analysis import QuantizationScheme
 from lightning_kd.quantization.fake_quantize import Rounding
 
@@ -237,7 +236,8 @@ def graph_of(quantizer: Quantizer, model: nn.Module) -> Iterator[None]:
 
 def example_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
     """Two rows of 16 tokens, or of as many as the model has places for, for what runs or traces it."""
-    length = min(16, num_positions(model) or 16)
+    places = getattr(model.config, "max_position_embeddings", None) or 18
+    length = max(2, min(16, places - 2))  # RoBERTa leaves two of its places out
     example = {name: torch.ones(2, length, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
     if getattr(model.config, "type_vocab_size", 0) > 1:  # two texts, as some models need
         example["token_type_ids"] = (torch.arange(length) >= length // 2).long().repeat(2, 1)
