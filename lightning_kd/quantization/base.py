@@ -277,8 +277,9 @@ def fed(inputs: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Any]:
         inputs: A batch.
         names: The graph's inputs.
     """
-    known = {"token_type_ids": torch.zeros_like(inputs["input_ids"]), **inputs}
-    return {name: value.numpy() for name, value in known.items() if name in names}
+    if "token_type_ids" in names and "token_type_ids" not in inputs:
+        inputs = {**inputs, "token_type_ids": torch.zeros_like(inputs["input_ids"])}
+    return {name: value.numpy() for name, value in inputs.items() if name in names}
 
 
 def named_logits(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
