@@ -45,21 +45,26 @@ def write_card(
 
 def _facts(trainer: L.Trainer, module: DistillationModule, name: str, quantization: dict[str, str] | None) -> CardFacts:
     data, model, source = data_of(trainer), module.model, module.student_source
-    teachers = module.teacher_sources
+    is_trained = trainer.max_epochs != 0
+    teachers = module.teacher_sources if is_trained else {}
     layers = getattr(model.config, "num_hidden_layers", None)
     kind = f"{model.config.model_type}, {f'{layers} layers, ' if layers else ''}{count_parameters(model) / 1e6:.1f} M"
     origin = f"distilled from {', '.join(_source(s) for s in teachers.values())}" if teachers else "fine-tuned"
+    if not is_trained:
+        origin = "quantized" if quantization else "measured"
     form = f"The {quantization['form']} form of a student" if quantization and teachers else "A student"
     if not teachers:
         form = f"The {quantization['form']} form of a model" if quantization else "A model"
     described = data.describe() if hasattr(data, "describe") else type(data).__name__
     made = {"starts from": _source(source)}
     made |= {f"teacher `{key}`" if len(teachers) > 1 else "teacher": _source(s) for key, s in teachers.items()}
-    made |= {"loss": _loss(module), "schedules": _schedules(trainer), "data": described}
+    if is_trained:
+        made |= {"loss": _loss(module), "schedules": _schedules(trainer)}
+    made["data"] = described
     sizes = getattr(data, "sizes", {})
     made["rows"] = ", ".join(f"{split} {rows:,}" for split, rows in sizes.items())
     epochs = f"{trainer.current_epoch} epoch{'s' if trainer.current_epoch != 1 else ''}"
-    made["training"] = f"{epochs}, {trainer.global_step:,} steps{_checkpoint(trainer)}"
+    made["training"] = f"{epochs}, {trainer.global_step:,} steps{_checkpoint(trainer)}" if is_trained else "none"
     made["seed"] = os.environ.get("PL_GLOBAL_SEED", "")
     if quantization:
         made["quantization"] = quantization["how"]
@@ -70,6 +75,7 @@ def _facts(trainer: L.Trainer, module: DistillationModule, name: str, quantizati
         what=f"{form} ({kind} parameters), {origin} with lightning-kd.",
         made={key: value for key, value in made.items() if value},
         task=module.task,
+        is_distilled=bool(teachers),
         quantization=quantization["form"] if quantization else None,
         base_models=[path for path in paths if path],
         data_path=getattr(data, "path", None),

@@ -124,6 +124,8 @@ class QuantizationCallback(L.Callback):
                     raise InputError("Two QuantizationCallbacks have mode: qat, but a student trains for one backend.")
         if self.mode == "qat":
             _ = self.quantizer.rounding  # or refuse
+            if trainer.max_epochs == 0:
+                raise expected("mode", "ptq, as nothing is trained", self.mode)
             if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= self.start_epoch:
                 raise expected("start_epoch", f"below trainer.max_epochs, {trainer.max_epochs}", self.start_epoch)
 

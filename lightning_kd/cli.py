@@ -1,4 +1,4 @@
-"""The command line: fit, validate, test, predict, analyze and prune from YAML; describe, compare and sweep."""
+"""The command line: fit, quantize, validate, test, predict, analyze and prune from YAML; and what needs no YAML."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from transformers.utils import logging as transformers_logging
 
+import lightning_kd.datamodules  # noqa: F401  # or a configuration could not name one without its module
 from lightning_kd import compare, describe, sweep
 from lightning_kd._checks import InputError, expected, unknown_subcommand
 from lightning_kd._secrets import mask_arguments, without_secrets
@@ -95,7 +96,7 @@ class DistillationCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        own = {name: {"model", "datamodule"} for name in ("analyze", "prune")}
+        own = {name: {"model", "datamodule"} for name in ("quantize", "analyze", "prune")}
         return {**LightningCLI.subcommands(), **own}
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -201,7 +202,11 @@ class DistillationCLI(LightningCLI):
             options.tokenizer = student.path
         elif "tokenizer" in options and options.tokenizer is None:
             options.tokenizer = student.embeddings_from  # whose vocabulary it has to be
-        if self.subcommand == "fit" and "teacher_tokenizers" in options and options.teacher_tokenizers is None:
+        if (
+            self.subcommand in ("fit", "quantize")
+            and "teacher_tokenizers" in options
+            and options.teacher_tokenizers is None
+        ):
             options.teacher_tokenizers = {}
             for name, source in (teachers or {}).items():
                 load_config(ModelSource(**vars(source)), f"{role}.teachers.{name}")

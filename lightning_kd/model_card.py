@@ -23,6 +23,7 @@ class CardFacts:
         what: A sentence that says what it is.
         made: What it was made of and how, in the order of the rows of a table.
         task: What it does.
+        is_distilled: Whether it had teachers.
         quantization: The form of its weights and the backend, e.g. ``int8, torch``; None of a float model.
         base_models: Where it and its teachers come from: Hub names or folders, as they were given.
         data_path: Hub name or folder of the data, as it was given; None of data that have none.
@@ -34,6 +35,7 @@ class CardFacts:
     what: str
     made: dict[str, str]
     task: Task
+    is_distilled: bool = False
     quantization: str | None = None
     base_models: Sequence[str] = field(default_factory=list)
     data_path: str | None = None
@@ -50,7 +52,9 @@ def model_card(facts: CardFacts, report: Report | None = None, row_name: str | N
         row_name: The model's name in the report.
     """
     tag = _pipeline_tag(facts.task)
-    tags = ["knowledge-distillation", "lightning-kd"]
+    tags = ["lightning-kd"]
+    if facts.is_distilled:
+        tags.insert(0, "knowledge-distillation")
     if facts.quantization:
         tags.append(facts.quantization.partition(",")[0])
     data = ModelCardData(
@@ -58,11 +62,7 @@ def model_card(facts: CardFacts, report: Report | None = None, row_name: str | N
         pipeline_tag=tag,
         base_model=[path for path in dict.fromkeys(facts.base_models) if _on_hub(path)] or None,
         datasets=[facts.data_path] if facts.data_path and _on_hub(facts.data_path) else None,
-        tags=[
-            "knowledge-distillation",
-            "lightning-kd",
-            *([facts.quantization.split(",")[0]] if facts.quantization else []),
-        ],
+        tags=tags,
         model_name=facts.name,
         eval_results=_results(facts, report, row_name, tag) if report and row_name else None,
     )

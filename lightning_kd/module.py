@@ -182,7 +182,8 @@ class DistillationModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Load the models and check that everything fits, before the first batch."""
         check_strategy(type(self.trainer.strategy))
-        self._build_student(whole=stage != "fit" and self.trainer.ckpt_path is None)
+        untrained = stage != "fit" or self.trainer.max_epochs == 0
+        self._build_student(whole=untrained and self.trainer.ckpt_path is None)
         self.task = self.task.with_config(self.model.config)
         self.task.check(self.trainer.datamodule)  # type: ignore[attr-defined]  # set by the trainer
         if stage == "fit":
@@ -328,7 +329,7 @@ class DistillationModule(L.LightningModule):
         settings |= learning_rates(self.trainer.optimizers[0])
         self.log_dict({name: torch.tensor(float(value)) for name, value in settings.items()})
 
-    def _evaluate(self, batch: dict[str, Tensor], dataloader_idx: int) -> None:
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         logits = self._predict(self.task.model_inputs(batch))
         metrics = cast(MetricCollection, list(self.metrics.values())[dataloader_idx])
         loss = self.task.hard_label_loss(logits, batch)
@@ -338,6 +339,8 @@ class DistillationModule(L.LightningModule):
                 metric.update(loss, weight=counted)
             else:
                 metric.update(*self.task.outcomes(logits, batch))
+
+    test_step = validation_step
 
     def _log_metrics(self, stage: str) -> None:
         for loader_name, module in self.metrics.items():
@@ -350,14 +353,8 @@ class DistillationModule(L.LightningModule):
             if stage == "test":
                 break
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(batch, dataloader_idx)
-
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(batch, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test")

@@ -8,7 +8,11 @@ from lightning_kd._checks import unknown_subcommand
 
 __all__ = ["SUBCOMMANDS", "main"]
 
-SUBCOMMANDS = ("fit", "validate", "test", "predict", "analyze", "prune", "describe", "compare", "sweep")
+SUBCOMMANDS = (
+    *("fit", "validate", "test", "predict"),
+    *("quantize", "analyze", "prune"),
+    *("describe", "compare", "sweep"),
+)
 
 
 def main() -> None:

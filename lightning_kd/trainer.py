@@ -1,4 +1,4 @@
-"""`lightning-kd analyze` and `lightning-kd prune`: what a trained model can do without."""
+"""`lightning-kd quantize`, `analyze` and `prune`: what a trained model can do without."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lightning_kd._checks import InputError, expected
-from lightning_kd.callbacks._fit_end import check_output, write_folder
+from lightning_kd.callbacks import QuantizationCallback
+from lightning_kd.callbacks._fit_end import callbacks_of, check_output, write_folder
 from lightning_kd.compatibility import check_labels
 from lightning_kd.cutting import check_prunable, named_tokens, reduce_embeddings
 from lightning_kd.describe import parts_of, table_of
@@ -24,6 +25,7 @@ from lightning_kd.measure import evaluate
 from lightning_kd.models import ModelSource, freeze, load_trained
 from lightning_kd.models import keep_layers as keep
 from lightning_kd.module import DistillationModule
+from lightning_kd.multi_task import MultiTaskModule
 from lightning_kd.pruning import Shape, importance, narrow, search_layers
 from lightning_kd.quantization.analysis import Activations, Granularity, QuantizationScheme, analyze
 from lightning_kd.quantization.analysis_report import draw_heat_map, print_worst, write_csv
@@ -35,10 +37,30 @@ __all__ = ["CompressionTrainer"]
 
 
 class CompressionTrainer(L.Trainer):
-    """Lightning's trainer with two more things to run, which the command line offers as subcommands."""
+    """Lightning's trainer with three more things to run, which the command line offers as subcommands."""
 
     #: What was typed to start it; None of a run from Python.
     command: str | None = None
+
+    def quantize(self, model: DistillationModule | MultiTaskModule, datamodule: L.LightningDataModule) -> None:
+        """Quantize a trained model as it is, and measure it: a fit without training, whatever ``max_epochs`` is.
+
+        ``model.student`` has to be fine-tuned. Every ``QuantizationCallback`` writes its folder, and the report has the
+        model beside what became of it and its ``baselines``. Training rows serve calibration alone.
+
+        Args:
+            model: Its student is the trained model.
+            datamodule: What to calibrate and to measure on.
+
+        Raises:
+            InputError: If the model is not trained for the task, or no callback quantizes.
+        """
+        if model.student_source.from_scratch:
+            raise expected("model.student.from_scratch", "left out, as nothing is trained", True)
+        if not any(isinstance(getattr(one, "callback", one), QuantizationCallback) for one in callbacks_of(self)):
+            raise expected("trainer.callbacks", "with at least one QuantizationCallback", "none")
+        self.fit_loop.max_epochs = 0
+        self.fit(model, datamodule=datamodule)
 
     def analyze(
         self,

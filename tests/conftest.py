@@ -25,6 +25,7 @@ import torch  # noqa: E402
 from datasets import ClassLabel, Dataset, Features, Value  # noqa: E402
 from hypothesis import settings  # noqa: E402
 from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
+from lightning.pytorch.utilities.rank_zero import rank_zero_only  # noqa: E402
 from torch import Tensor  # noqa: E402
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertTokenizerFast  # noqa: E402
 
@@ -104,6 +105,19 @@ def _random_rows(name: str, size: int, labelled: bool, seed: int) -> Columns:
     rows["label"] = labels.tolist() if labelled else [-1] * size
     rows["idx"] = list(range(size))
     return rows
+
+
+@pytest.fixture
+def instantiated(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """The command lines that were parsed and instantiated; none of them runs, and none looks for a model."""
+    from lightning_kd import cli  # which takes seconds
+
+    made: list[cli.DistillationCLI] = []
+    monkeypatch.setattr(cli.DistillationCLI, "_run_subcommand", lambda self, _: made.append(self))
+    monkeypatch.setattr(cli, "load_config", lambda *_: None)
+    monkeypatch.chdir(Path(__file__).resolve().parents[1])
+    yield made
+    rank_zero_only.rank = 0
 
 
 @pytest.fixture(scope="session")

@@ -273,7 +273,7 @@ def test_there_is_no_such_subcommand(typed: str, near: str, capsys: pytest.Captu
     with pytest.raises(SystemExit):
         main([typed])
     said = capsys.readouterr().err
-    names = "fit, validate, test, predict, analyze, prune, describe, compare, sweep"
+    names = "fit, validate, test, predict, quantize, analyze, prune, describe, compare, sweep"
     assert said.startswith(f"error: There is no subcommand `{typed}`.{near} There are {names}. See `")
 
 

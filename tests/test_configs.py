@@ -13,7 +13,6 @@ from typing import Any
 import lightning as L
 import pytest
 import yaml
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from transformers import PretrainedConfig
 
 import lightning_kd.callbacks
@@ -60,23 +59,12 @@ def commands(config: Path) -> list[list[str]]:
     return whole + [whole[0] + arguments for arguments in more]
 
 
-@pytest.fixture
-def instantiated(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[cli.DistillationCLI]]:
-    """The command lines that were parsed and instantiated; none of them runs, and none looks for a model."""
-    made: list[cli.DistillationCLI] = []
-    monkeypatch.setattr(cli.DistillationCLI, "_run_subcommand", lambda self, _: made.append(self))
-    monkeypatch.setattr(cli, "load_config", lambda *_: None)
-    monkeypatch.chdir(ROOT)
-    yield made
-    rank_zero_only.rank = 0
-
-
 @pytest.mark.parametrize("config", CONFIGS, ids=names)
 def test_the_header_says_how_to_run_it(config: Path) -> None:
     """Stops a config that was copied from naming the file that it was copied from."""
     assert commands(config), "the comment at the top holds no `python train.py ...`"
     for arguments in commands(config):
-        assert arguments[:2] == ["prune" if config.stem == "prune" else "fit", "--config"]
+        assert arguments[:2] == [config.stem if config.stem in ("prune", "quantize") else "fit", "--config"]
         assert arguments[2] == names(config)
 
 

@@ -1,4 +1,4 @@
-"""The subcommands `analyze` and `prune` from their arguments on; what they find is tested beside what finds it."""
+"""`quantize`, `analyze` and `prune` from their arguments on; what they find is tested beside what finds it."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ from transformers import (
     AutoTokenizer,
 )
 
-from lightning_kd import DistillationModule, InputError, ModelSource
+from lightning_kd import DistillationModule, InputError, ModelSource, MultiTaskModule, TaskDistillation
+from lightning_kd.callbacks import PerTask, QuantizationCallback
 from lightning_kd.cli import main
-from lightning_kd.datamodules import GLUEDataModule, NERDataModule, QADataModule
+from lightning_kd.datamodules import GLUEDataModule, MultiTaskDataModule, NERDataModule, QADataModule
 from lightning_kd.pruning import Importance, importance
+from lightning_kd.quantization import DynamicInt8
 from lightning_kd.tasks import QuestionAnswering, TokenClassification
 from lightning_kd.trainer import CompressionTrainer
 from tests.conftest import WORDS
@@ -77,9 +79,47 @@ def test_a_wrong_value_is_one_sentence(option: str, sentence: str, capsys: pytes
     assert capsys.readouterr().err.startswith(sentence)
 
 
-# ---------------------------------------------------------------------------------------------- prune
+# ---------------------------------------------------------------------------------------------- quantize
 
 QUIET = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False}
+BATCH = {name: torch.ones(1, 5, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
+
+
+def test_a_trained_model_is_quantized_as_it_is(tmp_path: Path, tiny_model: Any, glue_folder: Path) -> None:
+    """Stops a model that is to be quantized alone from being trained, or from having to be written down in YAML."""
+    source, root = tiny_model(), tmp_path / "run"
+    model = ["--model.student.path", str(source)]
+    others = ["--report.baselines", json.dumps({"other": str(tiny_model(seed=2))})]
+    data = ["--data", "GLUEDataModule", "--data.name", "sst2", "--data.path", str(glue_folder)]
+    trainer = ["--trainer.default_root_dir", str(root), "--trainer.logger", "false", "--trainer.max_epochs", "3"]
+    callback = ["--trainer.callbacks+=QuantizationCallback", "--trainer.callbacks.quantizer=DynamicInt8"]
+    main(["quantize", *model, *data, *others, *trainer, *callback])
+    stored, exported = (load_file(folder / "model.safetensors") for folder in (source, root / "student"))
+    assert stored.keys() == exported.keys()
+    assert all(torch.equal(stored[name], exported[name]) for name in stored)
+    assert list(DynamicInt8.open(root / "int8")(BATCH)) == ["logits"]
+    rows = {row["name"]: row for row in json.loads((root / "report.json").read_text())["rows"]}
+    assert list(rows) == ["other", "model", "int8, torch"]
+    assert not list(root.rglob("*.ckpt"))
+    card = (root / "int8" / "README.md").read_text()
+    assert "The int8, torch form of a model (bert, 3 layers, 0.0 M parameters), quantized with lightning-kd." in card
+    assert "| training | none |" in card and "distill" not in card and "| loss |" not in card
+
+
+def test_several_trained_models_are_quantized_as_they_are(tmp_path: Path, tiny_model: Any, glue: Any) -> None:
+    """Stops the callbacks of one task each from being taken for none."""
+    source = str(tiny_model())
+    module = MultiTaskModule(ModelSource(source), {name: TaskDistillation() for name in ("mrpc", "sst2")})
+    trainer = CompressionTrainer(
+        default_root_dir=tmp_path, callbacks=[PerTask(QuantizationCallback(DynamicInt8()))], **QUIET
+    )
+    trainer.quantize(module, MultiTaskDataModule({name: glue(name) for name in ("mrpc", "sst2")}))
+    assert trainer.global_step == 0
+    for name in ("mrpc", "sst2"):
+        assert list(DynamicInt8.open(tmp_path / "int8" / name)(BATCH)) == ["logits"]
+
+
+# ---------------------------------------------------------------------------------------------- prune
 
 #: Opens a folder as somebody does who has transformers alone.
 OPEN = """

@@ -58,6 +58,8 @@ class Wrong:
 
 
 FIT = "fit --config {config}"
+QUANTIZE = "quantize --config {config}"
+PTQ = callbacks(quantization())
 #: By what is wrong.
 TABLE: dict[str, Wrong] = {
     # ------------------------------------------------------------------------------------ subcommands and options
@@ -454,6 +456,31 @@ TABLE: dict[str, Wrong] = {
         },
         missing="tensorboard",
     ),
+    # ------------------------------------------------------------------------------------ quantize
+    "quantize: from scratch": Wrong(QUANTIZE, ("`model.student.from_scratch`", "nothing is trained"), PTQ),
+    "quantize: not fine-tuned": Wrong(
+        QUANTIZE, ("`model.student.path`", "{headless}", "classifier"), {**PTQ, "model.student": {"path": "{headless}"}}
+    ),
+    "fit: not fine-tuned": Wrong(
+        f"{FIT} --trainer.max_epochs 0",
+        ("`model.student.path`", "{headless}", "classifier"),
+        {"model.student": {"path": "{headless}"}},
+    ),
+    "quantize: other labels": Wrong(
+        QUANTIZE, ("model.student has 3", "The data has 2 labels"), {**PTQ, "model.student": {"path": "{three_labels}"}}
+    ),
+    "quantize: an int8 model": Wrong(
+        QUANTIZE, ("`model.student.path`", "{int8}", "int8"), {**PTQ, "model.student": {"path": "{int8}"}}
+    ),
+    "quantize: no quantizer": Wrong(
+        QUANTIZE, ("`trainer.callbacks`", "QuantizationCallback"), {"model.student": {"path": "{student}"}}
+    ),
+    "quantize: while training": Wrong(
+        QUANTIZE,
+        ("init_args.mode`", "ptq", "nothing is trained"),
+        {**callbacks(quantization(mode="qat")), "model.student": {"path": "{student}"}},
+    ),
+    "quantize: option": Wrong(f"{QUANTIZE} --student {{student}}", ("`--student`", "Did you mean `--model.student`?")),
     # ------------------------------------------------------------------------------------ analyze
     "analyze: option": Wrong("analyze --config {config} --bit 8", ("`--bit`", "Did you mean `--bits`?")),
     "analyze: bits": Wrong("analyze --config {config} --student {student} --bits [9]", ("`--bits`", "between 2 and 8")),
