@@ -31,7 +31,7 @@ from lightning_kd.measure import evaluate
 from lightning_kd.module import DistillationModule
 from lightning_kd.quantization import Forward, Quantizer
 from lightning_kd.quantization.analysis import primitives
-from lightning_kd.quantization.base import quantizable_layers
+from lightning_kd.quantization.base import quantizable_layers, try_out
 from lightning_kd.quantization.fake_quantize import fake_quantize, restore
 from lightning_kd.quantization.guard import fewest_in_float, sensitive_layers
 from lightning_kd.runner import forward_of
@@ -130,7 +130,9 @@ class QuantizationCallback(L.Callback):
                 raise expected("start_epoch", f"below trainer.max_epochs, {trainer.max_epochs}", self.start_epoch)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.quantizer.check_model(cast(DistillationModule, pl_module).model)
+        model = cast(DistillationModule, pl_module).model
+        self.quantizer.check_model(model)
+        try_out(self.quantizer, model)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int

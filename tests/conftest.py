@@ -57,13 +57,13 @@ GLUE = {
 }
 
 #: The shape of a tiny model, by model type; each has 3 layers of width 16 unless a test says otherwise.
-_SHAPES: dict[str, dict[str, Any]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     "bert": {"num_attention_heads": 2, "intermediate_size": 24, "hidden_size": 16, "num_hidden_layers": 3},
     "distilbert": {"n_heads": 2, "hidden_dim": 24, "dim": 16, "n_layers": 3},
 }
-_SHAPES["roberta"] = {**_SHAPES["bert"], "type_vocab_size": 2}
-_SHAPES["electra"] = {**_SHAPES["bert"], "embedding_size": 8}
-_SHAPES["albert"] = {**_SHAPES["bert"], "embedding_size": 8}
+SHAPES["roberta"] = {**SHAPES["bert"], "type_vocab_size": 2}
+SHAPES["electra"] = {**SHAPES["bert"], "embedding_size": 8}
+SHAPES["albert"] = {**SHAPES["bert"], "embedding_size": 8}
 
 Columns = Mapping[str, Sequence[Any]]
 
@@ -144,7 +144,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     ) -> Path:
         folder = tmp_path_factory.mktemp(model_type)
         shape = {"vocab_size": len(VOCABULARY), "max_position_embeddings": 66, "pad_token_id": 0}
-        shape |= {**_SHAPES[model_type], "num_labels": num_labels, "initializer_range": 0.3, **config}
+        shape |= {**SHAPES[model_type], "num_labels": num_labels, "initializer_range": 0.3, **config}
         torch.manual_seed(seed)
         auto_class = AutoModelForSequenceClassification if head else AutoModel
         auto_class.from_config(AutoConfig.for_model(model_type, **shape)).to(dtype).save_pretrained(folder)

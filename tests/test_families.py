@@ -19,11 +19,14 @@ from transformers import (
 )
 
 from lightning_kd import DistillationModule, InputError, ModelSource, Runner
-from lightning_kd.callbacks import StudentExport
+from lightning_kd.callbacks import QuantizationCallback, StudentExport
 from lightning_kd.losses import HiddenStateMSE, LayerMap, SoftTargetKL
 from lightning_kd.models import keep_layers, load_config, load_model, load_trained
 from lightning_kd.quantization import DynamicInt8, ONNXRuntimeInt4, ONNXRuntimeInt8, OpenVINOInt8, Quantizer, TorchAO
+from lightning_kd.quantization.base import TESTED, try_out
+from tests.conftest import SHAPES as ENCODERS
 from tests.conftest import VOCABULARY, WORDS
+from tests.test_decoders import SHAPES as DECODERS
 
 Make = Callable[..., Any]
 
@@ -175,3 +178,46 @@ def test_what_makes_no_graph_is_said_in_a_sentence(backend: type[Quantizer], tmp
     with pytest.raises(InputError, match=r"cannot convert Untraceable \(`.*no graph.*`\): take DynamicInt8"):
         quantizer.convert(Untraceable(AutoConfig.for_model("bert", **sizes)), [row], tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_counts_as_tested_is() -> None:
+    """Stops a kind from being believed to work since somebody once tried it."""
+    alike = {"camembert", "xlm-roberta"}  # RoBERTa by other names
+    own = {"cnn", "lstm", "rnn"}  # tests/quantization/test_students.py
+    assert {*FAMILIES, *SLOW, *DECODERS, *ENCODERS, *alike, *own} == TESTED
+
+
+def test_a_kind_that_nobody_has_tested_is_tried() -> None:
+    """Stops the trial from changing the student, or what is drawn after it."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "vocab_size": 30, "max_position_embeddings": 66}
+    config = AutoConfig.for_model("nystromformer", num_attention_heads=2, num_hidden_layers=1, **sizes)
+    model = AutoModelForSequenceClassification.from_config(config).train()
+    before, random = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
+    try_out(DynamicInt8(), model)
+    assert model.training and model.config.architectures is None and torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    try:
+        OpenVINOInt8().check()
+    except InputError as error:
+        pytest.skip(str(error))
+    with pytest.raises(InputError, match=r"cannot run what it makes of NystromformerFor.* take another quantizer"):
+        try_out(OpenVINOInt8(), model)  # which converts it
+
+
+class Failing(DynamicInt8):
+    def convert(self, model: PreTrainedModel, *_: Any) -> None:
+        assert not model.training
+        raise TypeError("no\nway")
+
+
+def test_what_a_backend_cannot_take_is_said_before_the_training(
+    glue: Make, distillation: Make, make_trainer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stops the last line of a long training from being that it was for nothing."""
+    monkeypatch.setattr("lightning_kd.quantization.base.TESTED", frozenset())
+    trainer = make_trainer(callbacks=[QuantizationCallback(Failing())])
+    with pytest.raises(
+        InputError, match=r"Failing \(torch\) cannot convert Bert\w+ \(`no way`\): take another quantizer"
+    ):
+        trainer.fit(distillation(), datamodule=glue())
+    assert trainer.global_step == 0

@@ -9,9 +9,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
@@ -22,6 +24,7 @@ from lightning_kd.quantization.analysis import QuantizationScheme
 from lightning_kd.quantization.fake_quantize import Rounding
 
 __all__ = [
+    "TESTED",
     "Forward",
     "Quantizer",
     "empty_model",
@@ -32,10 +35,16 @@ __all__ = [
     "named_logits",
     "quantizable_layers",
     "refuse_layers",
+    "try_out",
     "uncalled_layers",
     "unreadable",
 ]
 
+#: The kinds of models that every backend is tested with, or refuses.
+TESTED = frozenset(
+    "albert bert big_bird camembert cnn data2vec-text deberta deberta-v2 distilbert electra ernie eurobert gpt2 llama "
+    "lstm mobilebert modernbert mpnet qwen2 rembert rnn roberta roformer squeezebert xlm-roberta".split()
+)
 #: A batch's tensors by name to logits by name, on the CPU.
 Forward = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
@@ -227,11 +236,43 @@ def graph_of(quantizer: Quantizer, model: nn.Module) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # whatever a tracer makes of a model that it does not know
-        reason = " ".join(re.sub("\x1b\\[[0-9;]*m", "", str(error.__cause__ or error)).split())[:200]
-        raise InputError(
-            f"{type(quantizer).__name__} ({quantizer.name}) cannot convert {type(model).__name__} (`{reason}`): take "
-            "DynamicInt8 or TorchAO."
-        ) from error
+        raise _cannot("convert", quantizer, model, error, "DynamicInt8 or TorchAO") from error
+
+
+def _cannot(do: str, quantizer: Quantizer, model: nn.Module, error: Exception, way_out: str) -> InputError:
+    reason = " ".join(re.sub("\x1b\\[[0-9;]*m", "", str(error.__cause__ or error)).split())[:200]
+    kind = type(model).__name__
+    return InputError(f"{type(quantizer).__name__} ({quantizer.name}) cannot {do} {kind} (`{reason}`): take {way_out}.")
+
+
+def try_out(quantizer: Quantizer, model: PreTrainedModel) -> None:
+    """Quantize and run a copy of a model whose kind is not among :data:`TESTED`, so that it fails before a training.
+
+    Args:
+        quantizer: The backend.
+        model: The model, on any device; it is not changed.
+
+    Raises:
+        InputError: If it cannot be quantized.
+    """
+    config = model.config
+    if getattr(config, "encoder", config).model_type in TESTED:  # that of a bi-encoder
+        return
+    alone = copy.deepcopy(model).cpu().eval()
+    example = example_inputs(alone)
+    alone.config.architectures = [type(model).__name__]
+    with isolate_rng(), TemporaryDirectory() as folder:
+        alone.config.save_pretrained(folder)
+        try:
+            quantizer.convert(alone, [example] if quantizer.needs_calibration else [], Path(folder))
+        except InputError:
+            raise
+        except Exception as error:  # whatever a backend makes of a model that it does not know
+            raise _cannot("convert", quantizer, model, error, "another quantizer") from error
+        try:
+            quantizer.open(Path(folder))(example)
+        except Exception as error:  # said of the folder, which is none of the user's
+            raise _cannot("run what it makes of", quantizer, model, error, "another quantizer") from error
 
 
 def example_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
