@@ -52,7 +52,7 @@ def train(name: str, folder: Path, quick: bool, threads: int) -> dict[str, Any]:
     L.seed_everything(0, verbose=False)
     data = SyntheticDataModule(num_train=64 if quick else 1024, num_validation=64, num_test=64)
     data.setup("fit")
-    assert data.tokenizer is not None  # noqa: S101  # set in setup
+    assert data.tokenizer is not None  # set in setup
     shape = {"vocab_size": len(data.tokenizer), "hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 2048}
     if name == "write":  # the teachers, in a process that is not measured
         config = BertConfig(num_hidden_layers=12, **shape)

@@ -63,7 +63,7 @@ def run(arm: str, quick: bool, threads: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         data = SyntheticDataModule(num_train=128 if quick else 1024, num_validation=64, num_test=64, batch_size=32)
         data.setup("fit")
-        assert data.tokenizer is not None  # noqa: S101  # set in setup
+        assert data.tokenizer is not None  # set in setup
         shape = {"vocab_size": len(data.tokenizer), "hidden_size": 384, "num_attention_heads": 12}
         shape |= {"intermediate_size": 1536, "num_labels": len(data.label_names or [])}
         teacher = Path(folder) / "teacher"

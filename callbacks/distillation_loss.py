@@ -29,6 +29,6 @@ class DistillationLossCallback(L.Callback):
         return f"{type(self).__qualname__}[{self.name}]"
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        assert isinstance(pl_module, DistillationModule)  # noqa: S101  # the callbacks belong to this module
+        assert isinstance(pl_module, DistillationModule)
         if stage == "fit" and pl_module.losses._modules.get(self.name) is not self.loss:
             pl_module.add_loss(self.name, self.loss, self.weight)

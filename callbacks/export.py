@@ -45,12 +45,12 @@ class StudentExport(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit" and not is_trial(trainer):
-            assert isinstance(pl_module, DistillationModule)  # noqa: S101  # the callbacks belong to this module
+            assert isinstance(pl_module, DistillationModule)
             folder = output_path(trainer, self.path, "student")
             check_output("export.path", folder, (source.path for source in pl_module.teacher_sources.values()))
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, DistillationModule)  # noqa: S101  # the callbacks belong to this module
+        assert isinstance(pl_module, DistillationModule)
         if is_trial(trainer):
             return
         folder = output_path(trainer, self.path, "student")
@@ -84,7 +84,7 @@ class SentenceEncoderExport(L.Callback):
         self.path = path
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        assert isinstance(pl_module, DistillationModule)  # noqa: S101  # the callbacks belong to this module
+        assert isinstance(pl_module, DistillationModule)
         if stage != "fit":
             return
         kind = load_config(pl_module.student_source, "model.student").model_type
@@ -95,7 +95,7 @@ class SentenceEncoderExport(L.Callback):
         check_output("path", output_path(trainer, self.path, "sentence_encoder"))
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, DistillationModule)  # noqa: S101  # the callbacks belong to this module
+        assert isinstance(pl_module, DistillationModule)
         if is_trial(trainer):
             return
         folder = output_path(trainer, self.path, "sentence_encoder")

@@ -119,7 +119,7 @@ class GradualPruning(ScheduleCallback):
             self._cut_to(due, trainer, pl_module)
 
     def _cut_to(self, due: int, trainer: L.Trainer, module: L.LightningModule) -> None:
-        assert isinstance(module, DistillationModule)  # noqa: S101  # the callbacks belong to this module
+        assert isinstance(module, DistillationModule)
         model, config = module.model, module.model.config
         batches = data_of(trainer).calibration_batches(self.importance_batches)
         modes = [(each, each.training) for each in model.modules()]
@@ -154,7 +154,7 @@ class GradualPruning(ScheduleCallback):
         self._handles = mask(model, self.kept)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, DistillationModule)  # noqa: S101  # the callbacks belong to this module
+        assert isinstance(pl_module, DistillationModule)
         if self.done < self.num_cuts:
             rank_zero_info(f"Training ended after {self.done} of {self.num_cuts} cuts: what is to go goes now")
             self._cut_to(self.num_cuts, trainer, pl_module)

@@ -38,7 +38,7 @@ class NullThreshold(L.Callback):
         self.num_rows = num_rows
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        assert isinstance(pl_module, DistillationModule)  # noqa: S101  # the callbacks belong to this module
+        assert isinstance(pl_module, DistillationModule)
         if stage != "fit":
             return
         if not isinstance(pl_module.task, QuestionAnswering) or pl_module.task.null_threshold is None:
@@ -51,18 +51,18 @@ class NullThreshold(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Before the student is exported, quantized and measured, which is when the fit ends."""
-        assert isinstance(pl_module, DistillationModule)  # noqa: S101  # the callbacks belong to this module
+        assert isinstance(pl_module, DistillationModule)
         if is_trial(trainer):
             return
         threshold = trainer.strategy.broadcast(on_rank_zero(trainer, lambda: self._find(trainer, pl_module)))
-        assert isinstance(pl_module.task, QuestionAnswering)  # noqa: S101  # checked in setup
+        assert isinstance(pl_module.task, QuestionAnswering)  # checked in setup
         pl_module.task = replace(pl_module.task, null_threshold=threshold)
         pl_module.model.config.null_threshold = threshold
         rank_zero_info(f"Null threshold: {threshold:.3f}")
 
     def _find(self, trainer: L.Trainer, module: DistillationModule) -> float:
         data, task = data_of(trainer), module.task
-        assert isinstance(task, QuestionAnswering)  # noqa: S101  # checked in setup
+        assert isinstance(task, QuestionAnswering)  # checked in setup
         forward = forward_of(best_student(trainer, module), task)
         rows = np.random.default_rng(0).permutation(data.sizes["train"])[: self.num_rows].tolist()
         size = data.eval_batch_size

@@ -152,7 +152,7 @@ class StageProgress(ProgressBar):
 
     def rate_and_end(self, trainer: L.Trainer) -> str:
         """What stands behind the bar."""
-        assert self._bar is not None  # noqa: S101  # asked for while there is one
+        assert self._bar is not None  # asked for while there is one
         total = self._bar.tasks[0].total
         rate = self._batches["train"] / max(self._seconds["train"], 1e-9)
         left = self.seconds_left(trainer, None if total is None else int(total))

@@ -171,7 +171,7 @@ class QuantizationCallback(L.Callback):
             self._rounds = rounds
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, DistillationModule)  # noqa: S101  # the callbacks belong to this module
+        assert isinstance(pl_module, DistillationModule)
         if is_trial(trainer):
             return
         folder = output_path(trainer, self.export_dir, "int8")

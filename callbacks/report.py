@@ -143,7 +143,7 @@ class CompressionReport(L.Callback):
             raise InputError("CompressionReport must come after every QuantizationCallback in trainer.callbacks.")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, DistillationModule)  # noqa: S101  # the callbacks belong to this module
+        assert isinstance(pl_module, DistillationModule)
         if is_trial(trainer):
             return
         folder = output_path(trainer, self.path, ".")

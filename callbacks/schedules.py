@@ -95,7 +95,7 @@ class LossWeightSchedule(ScheduleCallback):
         check_range("schedule", value, 0)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, DistillationModule)  # noqa: S101  # the callbacks belong to this module
+        assert isinstance(pl_module, DistillationModule)
         names = [*pl_module.losses, "hard"]
         if self.loss not in names:
             raise expected("loss", f"one of {', '.join(names)}", self.loss, nearest(self.loss, names))

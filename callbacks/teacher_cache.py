@@ -70,7 +70,7 @@ class TeacherCache(L.Callback):
         self._missing: dict[str, dict[str, Any]] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        assert isinstance(pl_module, DistillationModule)  # noqa: S101  # the callbacks belong to this module
+        assert isinstance(pl_module, DistillationModule)
         if stage != "fit" or is_trial(trainer):
             return
         if not hasattr(data_of(trainer), "token_rows"):
@@ -115,7 +115,7 @@ class TeacherCache(L.Callback):
         }
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, DistillationModule)  # noqa: S101  # the callbacks belong to this module
+        assert isinstance(pl_module, DistillationModule)
         for name, identity in self._missing.items():
             self._compute(trainer, pl_module, name, identity)
             folder = self._folder(trainer, name)

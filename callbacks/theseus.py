@@ -74,7 +74,7 @@ class Theseus(ScheduleCallback):
         self.rate = value
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, DistillationModule)  # noqa: S101  # the callbacks belong to this module
+        assert isinstance(pl_module, DistillationModule)
         student, source = pl_module.model, self._source(pl_module)
         _check_shapes(student.config, load_config(source, "teacher"), str(source.path))
         teacher = load_trained(source, pl_module.task.auto_class, "teacher", label_names_of(student.config))

@@ -174,7 +174,7 @@ class TransformerDataModule(L.LightningDataModule):
             self._add_test()
         if stage == "predict":
             rows = self.load_split(self._predict_split())
-            assert rows is not None  # noqa: S101  # _predict_split names one that is there
+            assert rows is not None  # _predict_split names one that is there
             self._add("predict", rows)
 
     def _load_teacher_tokenizers(self) -> None:
@@ -332,7 +332,7 @@ class TransformerDataModule(L.LightningDataModule):
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     def _loader(self, name: str, shuffle: bool = False) -> DataLoader[Any]:
-        assert self.tokenizer is not None  # noqa: S101  # set in setup
+        assert self.tokenizer is not None  # set in setup
         rows = self._rows[name]
         trainer = self.trainer
         sampler = BucketBatchSampler(
@@ -373,7 +373,7 @@ class TransformerDataModule(L.LightningDataModule):
 
     def batches_of(self, name: str, groups: Iterable[list[int]]) -> list[dict[str, Tensor]]:
         """One batch for each group of row numbers of a loaded split, on this process alone."""
-        assert self.tokenizer is not None  # noqa: S101  # set in setup
+        assert self.tokenizer is not None  # set in setup
         collate = Collator(self._rows[name], cast(int, self.tokenizer.pad_token_id))
         return [collate(numbers) for numbers in groups]
 

@@ -108,7 +108,7 @@ class FeatureCapture:
         return Features(self._logits(output), states, **heads)
 
     def _only(self, key: str) -> Tensor:
-        assert self._kept is not None  # noqa: S101  # within a call
+        assert self._kept is not None  # within a call
         outputs = self._kept.get(key, [])
         name = self._modules[key]
         if len(outputs) != 1:

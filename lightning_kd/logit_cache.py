@@ -163,7 +163,7 @@ class CachedLogits:
             return torch.from_numpy(parts["all"].astype(np.float32))
         top, classes, rest = (torch.from_numpy(parts[part]) for part in ("top", "classes", "rest"))
         num_classes = self.num_classes[name]
-        assert num_classes is not None  # noqa: S101  # top_k is refused without classes
+        assert num_classes is not None  # top_k is refused without classes
         values = (rest - np.log(num_classes - top.shape[-1])).unsqueeze(-1).expand(*rest.shape, num_classes)
         return values.scatter(-1, classes.long(), top.float())
 

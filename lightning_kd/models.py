@@ -237,7 +237,7 @@ def _untrained(source: ModelSource, config: PretrainedConfig, missing: Sequence[
 def _from_pretrained(
     source: ModelSource, auto_class: Any, config: PretrainedConfig, role: str, options: dict[str, Any]
 ) -> tuple[PreTrainedModel, list[str]]:
-    assert source.path is not None  # noqa: S101  # load_config refuses a source without
+    assert source.path is not None  # load_config refuses a source without
     if source.config.get("model_type") == config.model_type and hasattr(config, "around"):
         stored = AutoConfig.from_pretrained(source.path, revision=source.revision, trust_remote_code=False)
         if stored.model_type != config.model_type:

@@ -273,8 +273,9 @@ class DistillationModule(L.LightningModule):
             for model in (self.model, *self.teachers.values()):
                 model.compile(dynamic=True)  # in place: the names of the weights stay; batches differ in length
         parts = self._teachers.in_words()
-        trained = count_parameters(self, trainable_only=True)
-        parts.append(f"student: {shape_in_words(self.model.config, self.model)}, {trained / 1e6:.1f} M trained")
+        shape = shape_in_words(self.model.config, self.model)
+        trained = f", {count_parameters(self, trainable_only=True) / 1e6:.1f} M trained"
+        parts.append(f"student: {shape}{trained if self.trainer.max_epochs != 0 else ''}")
         for name, loss in self.losses.items():
             if pairs := cast(DistillationLoss, loss).describe():
                 parts.append(f"{name}: layers {pairs}")
@@ -299,7 +300,7 @@ class DistillationModule(L.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         inputs = self.task.model_inputs(batch)
-        assert self._capture is not None  # noqa: S101  # made in setup
+        assert self._capture is not None  # made in setup
         student = self._capture(inputs)
         hard = self.task.hard_label_loss(student.logits, batch)
         terms: dict[str, Tensor] = {}

@@ -18,22 +18,22 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
 )
 
-import lightning as L  # noqa: E402  # what reads the variables comes after them
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from datasets import ClassLabel, Dataset, Features, Value  # noqa: E402
-from hypothesis import settings  # noqa: E402
-from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
-from lightning.pytorch.utilities.rank_zero import rank_zero_only  # noqa: E402
-from torch import Tensor  # noqa: E402
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertTokenizerFast  # noqa: E402
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+from hypothesis import settings
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertTokenizerFast
 
-from lightning_kd import DistillationModule, InputError, ModelSource  # noqa: E402
-from lightning_kd.datamodules import GLUEDataModule  # noqa: E402
-from lightning_kd.losses import SoftTargetKL  # noqa: E402
-from lightning_kd.outputs import Features as ModelFeatures  # noqa: E402
-from lightning_kd.outputs import LossInputs  # noqa: E402
+from lightning_kd import DistillationModule, InputError, ModelSource
+from lightning_kd.datamodules import GLUEDataModule
+from lightning_kd.losses import SoftTargetKL
+from lightning_kd.outputs import Features as ModelFeatures
+from lightning_kd.outputs import LossInputs
 
 torch.set_num_threads(1)
 settings.register_profile("lightning-kd", deadline=None, max_examples=40, derandomize=True, print_blob=True)
@@ -64,6 +64,15 @@ SHAPES: dict[str, dict[str, Any]] = {
 SHAPES["roberta"] = {**SHAPES["bert"], "type_vocab_size": 2}
 SHAPES["electra"] = {**SHAPES["bert"], "embedding_size": 8}
 SHAPES["albert"] = {**SHAPES["bert"], "embedding_size": 8}
+
+
+def needs_extra(quantizer: Any) -> None:
+    """Skip, with the extra's name, where the packages of a backend are not installed."""
+    try:
+        quantizer.check()
+    except InputError as error:
+        pytest.skip(str(error))
+
 
 Columns = Mapping[str, Sequence[Any]]
 

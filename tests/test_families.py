@@ -25,7 +25,7 @@ from lightning_kd.models import keep_layers, load_config, load_model, load_train
 from lightning_kd.quantization import DynamicInt8, ONNXRuntimeInt4, ONNXRuntimeInt8, OpenVINOInt8, Quantizer, TorchAO
 from lightning_kd.quantization.base import TESTED, try_out
 from tests.conftest import SHAPES as ENCODERS
-from tests.conftest import VOCABULARY, WORDS
+from tests.conftest import VOCABULARY, WORDS, needs_extra
 from tests.test_decoders import SHAPES as DECODERS
 
 Make = Callable[..., Any]
@@ -102,10 +102,7 @@ def test_it_teaches_and_learns(kind: str, glue: Make, make_trainer: Make, tmp_pa
 def test_int8_says_what_float_says(backend: type[Quantizer], kind: str, tmp_path: Path) -> None:
     """Stops a backend that does not take the family, or takes no batch but that of its example."""
     quantizer, model = backend(), untrained(kind, 64).eval()
-    try:
-        quantizer.check()
-    except InputError as error:
-        pytest.skip(str(error))
+    needs_extra(quantizer)
     generator = torch.Generator().manual_seed(1)
 
     def batch(rows: int, length: int) -> dict[str, Tensor]:
@@ -169,10 +166,7 @@ class Untraceable(BertForSequenceClassification):
 def test_what_makes_no_graph_is_said_in_a_sentence(backend: type[Quantizer], tmp_path: Path) -> None:
     """Stops a training from ending in a page of the tracer's own."""
     quantizer = backend()
-    try:
-        quantizer.check()
-    except InputError as error:
-        pytest.skip(str(error))
+    needs_extra(quantizer)
     sizes = {**_SHAPE, "hidden_size": 16, "intermediate_size": 24, "vocab_size": 30}
     row = {name: torch.ones(1, 6, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
     with pytest.raises(InputError, match=r"cannot convert Untraceable \(`.*no graph.*`\): take DynamicInt8"):
@@ -196,10 +190,7 @@ def test_a_kind_that_nobody_has_tested_is_tried() -> None:
     try_out(DynamicInt8(), model)
     assert model.training and model.config.architectures is None and torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    try:
-        OpenVINOInt8().check()
-    except InputError as error:
-        pytest.skip(str(error))
+    needs_extra(OpenVINOInt8())
     with pytest.raises(InputError, match=r"cannot run what it makes of NystromformerFor.* take another quantizer"):
         try_out(OpenVINOInt8(), model)  # which converts it
 

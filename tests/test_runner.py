@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from lightning_kd import InputError, Runner
 from lightning_kd.quantization import DynamicInt8, ONNXRuntimeInt8, OpenVINOInt8, Quantizer
 from lightning_kd.runner import weight_bytes
+from tests.conftest import needs_extra
 
 TinyModel = Callable[..., Path]
 TEXTS = ["bun den fin", "gan", "kon lun mun nin pan ran", "bun bun", "san ten den"] * 3
@@ -39,10 +40,7 @@ def float_folder(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory
 
 def quantize(folder: Path, backend: type[Quantizer], into: Path) -> Path:
     """An int8 folder as the callback writes it."""
-    try:
-        backend().check()
-    except InputError as error:
-        pytest.skip(str(error))
+    needs_extra(backend())
     model, tokenizer = model_in(folder), AutoTokenizer.from_pretrained(folder)
     into.mkdir()
     batch = dict(tokenizer(TEXTS, padding=True, return_tensors="pt"))

@@ -29,7 +29,7 @@ from lightning_kd.quantization import (
 from lightning_kd.quantization.analysis import QuantizationScheme
 from lightning_kd.quantization.base import quantizable_layers
 from lightning_kd.quantization.guard import fewest_in_float, sensitive_layers
-from tests.conftest import WORDS
+from tests.conftest import WORDS, needs_extra
 
 Make = Callable[..., Any]
 
@@ -93,10 +93,7 @@ def test_the_fragile_layer_alone_stays_in_float(
 ) -> None:
     """Stops a guard that leaves more in float than it must, or another layer than the one that costs the metric."""
     quantizer = backend()
-    try:
-        quantizer.check()
-    except InputError as error:
-        pytest.skip(str(error))
+    needs_extra(quantizer)
     module, data = fragile("classifier")
     callback = QuantizationCallback(quantizer, max_drop=0.1, calibration_batches=4)
     report = CompressionReport()
@@ -148,10 +145,7 @@ def test_groups_that_do_not_fit_are_compared_by_channel(fragile: Make, make_trai
     """Stops a limit on 4 bits from ending a fit in an error where a layer's width is no multiple of the block."""
     module, data = fragile("classifier")
     quantizer = ONNXRuntimeInt4(block_size=16)
-    try:
-        quantizer.check()
-    except InputError as error:
-        pytest.skip(str(error))
+    needs_extra(quantizer)
     assert {16, 24} <= {m.weight.shape[1] for m in _model(module).modules() if isinstance(m, torch.nn.Linear)}
     callback = QuantizationCallback(quantizer, max_drop=0.3)
     make_trainer(callbacks=[callback]).fit(module, datamodule=data)
@@ -162,10 +156,7 @@ def test_a_model_that_cannot_be_quantized_is_refused_before_training(fragile: Ma
     """Stops a training of hours from ending in a group size that does not fit."""
     module, data = fragile()
     quantizer = TorchAO("int4", group_size=64)
-    try:
-        quantizer.check()
-    except InputError as error:
-        pytest.skip(str(error))
+    needs_extra(quantizer)
     trainer = make_trainer(callbacks=[QuantizationCallback(quantizer)])
     with pytest.raises(InputError, match=r"`group_size` to be a divisor of the 16 columns of bert\.embeddings"):
         trainer.fit(module, datamodule=data)

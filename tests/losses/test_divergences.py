@@ -101,7 +101,7 @@ def test_reverse_kl_equals_torch() -> None:
 
 def test_jensen_shannon_equals_scipy() -> None:
     """Stops a mixture of logits, or a geometric one, in the place of the arithmetic: scipy's distance is the root."""
-    distance = pytest.importorskip("scipy.spatial.distance")
+    distance = pytest.importorskip("scipy.spatial.distance", reason="needs the extra emd")
     student, teacher = logits(6, 3), logits(6, 3, seed=1)
     expected = (
         distance.jensenshannon(F.softmax(student, -1).numpy(), F.softmax(teacher, -1).numpy(), axis=1) ** 2

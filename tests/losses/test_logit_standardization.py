@@ -70,7 +70,7 @@ def test_float32_from_half(contract: Any, dtype: torch.dtype) -> None:
 
 def test_standardize_equals_scipy() -> None:
     """Stops the population's deviation in the place of the sample's, which the authors' code has."""
-    stats = pytest.importorskip("scipy.stats")
+    stats = pytest.importorskip("scipy.stats", reason="needs the extra emd")
     values = logits(2, 3, 5)
     expected = torch.from_numpy(stats.zscore(values.numpy(), axis=-1, ddof=1))
     assert torch.allclose(standardize(values), expected, rtol=1e-6)

@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from lightning_kd import InputError
 from lightning_kd.quantization import DynamicInt8, Forward, ONNXRuntimeInt8, OpenVINOInt8, Quantizer
 from lightning_kd.quantization.base import quantizable_layers
+from tests.conftest import needs_extra
 
 ROOT = Path(__file__).resolve().parents[2]
 EXTRAS: dict[type[Quantizer], tuple[str, ...]] = {
@@ -131,10 +132,7 @@ def converted(
     request: pytest.FixtureRequest, trained: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory
 ) -> Converted:
     backend: type[Quantizer] = request.param
-    try:
-        backend().check()
-    except InputError as error:
-        pytest.skip(str(error))
+    needs_extra(backend())
     before = {
         "state": copy.deepcopy(trained.state_dict()),
         "config": trained.config.to_dict(),

@@ -28,8 +28,8 @@ from lightning_kd.quantization.onnxruntime import ONNXRuntimeInt4, ONNXRuntimeIn
 from tests.quantization.test_backends import PLAIN, fresh_process, inputs, train
 
 for package in ("onnx", "onnxruntime", "onnxscript"):
-    pytest.importorskip(package)
-import onnx  # noqa: E402
+    pytest.importorskip(package, reason="needs the extra onnx")
+import onnx  # noqa: E402  # once it is known to be there
 
 once = pytest.mark.usefixtures("traced_once")
 

@@ -24,6 +24,7 @@ from lightning_kd.quantization import (
     Quantizer,
 )
 from lightning_kd.quantization.base import quantizable_layers
+from tests.conftest import needs_extra
 from tests.quantization.test_backends import READERS
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -55,10 +56,7 @@ def inputs(rows: int, length: int, seed: int = 0) -> dict[str, Tensor]:
 
 
 def convert(quantizer: Quantizer, model: PreTrainedModel, folder: Path, keep_float: list[str] | None = None) -> Forward:
-    try:
-        quantizer.check()
-    except InputError as error:
-        pytest.skip(str(error))
+    needs_extra(quantizer)
     batches = [inputs(8, length, seed=100 + length) for length in (5, 8, 12)]
     folder.mkdir()
     quantizer.convert(model, batches if quantizer.needs_calibration else [], folder, keep_float or [])
