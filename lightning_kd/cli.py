@@ -57,6 +57,7 @@ _ELSEWHERE = ("best", "last", "hpc", "registry")
 
 #: What needs no configuration is no subcommand of Lightning's.
 _OTHERS = {"describe": describe.main, "compare": compare.main, "sweep": sweep.main}
+_DESCRIPTION = "Knowledge distillation and quantization of transformers."
 _EPILOG = (
     "Without a config: `describe MODEL [MODEL ...]` shows where the parameters of models are, side by side; "
     "`compare RUN [RUN ...]` the reports of many runs; `sweep FILE` runs the search that a W&B sweep file describes. "
@@ -90,7 +91,7 @@ class DistillationCLI(LightningCLI):
             trainer_class=CompressionTrainer,
             trainer_defaults={"enable_model_summary": False},
             parser_class=_Parser,
-            parser_kwargs={"epilog": _EPILOG},
+            parser_kwargs={"description": _DESCRIPTION, "epilog": _EPILOG},
             args=args,
         )
 

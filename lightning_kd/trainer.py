@@ -43,7 +43,7 @@ class CompressionTrainer(L.Trainer):
     command: str | None = None
 
     def quantize(self, model: DistillationModule | MultiTaskModule, datamodule: L.LightningDataModule) -> None:
-        """Quantize a trained model as it is, and measure it: a fit without training, whatever ``max_epochs`` is.
+        """Quantize a trained model as it is, and measure it: a fit in which nothing is trained.
 
         ``model.student`` has to be fine-tuned. Every ``QuantizationCallback`` writes its folder, and the report has the
         model beside what became of it and its ``baselines``. Training rows serve calibration alone.
