@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import lightning as L
+from itertools import takewhile
 
+import lightning as L
+from lightning.pytorch.callbacks import WeightAveraging
+
+from lightning_kd._checks import InputError
+from lightning_kd.callbacks._fit_end import callbacks_of
 from lightning_kd.losses import DistillationLoss
 from lightning_kd.module import DistillationModule
 
@@ -31,4 +36,8 @@ class DistillationLossCallback(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, DistillationModule)
         if stage == "fit" and pl_module.losses._modules.get(self.name) is not self.loss:
+            for callback in takewhile(lambda each: each is not self, callbacks_of(trainer)):
+                if isinstance(callback, WeightAveraging):  # it has copied the module, without this loss's projections
+                    kind = type(callback).__name__
+                    raise InputError(f"{kind} must come after every DistillationLossCallback in trainer.callbacks.")
             pl_module.add_loss(self.name, self.loss, self.weight)

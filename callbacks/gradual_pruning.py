@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, cast
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
@@ -99,6 +99,8 @@ class GradualPruning(ScheduleCallback):
                 "GradualPruning cannot run beside quantization-aware training: set mode: ptq, or train the pruned "
                 "student again with mode: qat."
             )
+        if any(isinstance(each, WeightAveraging) for each in callbacks_of(trainer)):
+            raise InputError("GradualPruning cannot run beside WeightAveraging, whose average it does not cut.")
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         model = _student(pl_module)

@@ -28,6 +28,7 @@ from lightning_kd._secrets import mask_arguments, without_secrets
 from lightning_kd.callbacks import (
     AtomicCheckpointIO,
     CompressionReport,
+    DistillationLossCallback,
     PerTask,
     PredictionWriter,
     Resume,
@@ -162,9 +163,9 @@ class DistillationCLI(LightningCLI):
         check_loggers(trainer.loggers)
         if isinstance(trainer, CompressionTrainer):
             trainer.command = self._command
-        # The float student is written first: it is there, whatever a quantizer does. Teachers run over all rows last,
-        # once whatever can be refused before the first batch has been.
-        order = {Resume: -1, StudentExport: 0, _LogConfig: 2, TeacherCache: 3}
+        # Losses are added before anything copies the module. The float student is written first: it is there, whatever
+        # a quantizer does. Teachers run over all rows last, once whatever can be refused at the start has been.
+        order = {Resume: -2, DistillationLossCallback: -1, StudentExport: 0, _LogConfig: 2, TeacherCache: 3}
         callbacks = callbacks_of(trainer)
         callbacks.sort(key=lambda one: order.get(type(one.callback if isinstance(one, PerTask) else one), 1))
         if isinstance(self.model, MultiTaskModule):
@@ -377,6 +378,7 @@ def _hush() -> None:
     warnings.filterwarnings("ignore", message=".*`tensorboardX` has been removed as a dependency")
     warnings.filterwarnings("ignore", message="The dirpath has changed")  # every run has a folder of its own
     warnings.filterwarnings("ignore", message="Metric `SpearmanCorrcoef` will save all targets")  # a number a row
+    warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback")  # nothing is sharded here
     warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")  # the records have their own
     rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     rank_zero.addFilter(lambda record: "Tip: " not in record.getMessage() and "TPU" not in record.getMessage())

@@ -5,6 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    LearningRateFinder,
+    ModelCheckpoint,
+    ModelPruning,
+    StochasticWeightAveraging,
+)
 from torch import nn
 from transformers import AutoTokenizer, PretrainedConfig
 
@@ -15,6 +22,7 @@ from lightning_kd.models import ModelSource, has_tokenizer, num_positions
 from lightning_kd.tasks import Task
 
 __all__ = [
+    "check_callbacks",
     "check_labels",
     "check_length",
     "check_loss",
@@ -27,6 +35,13 @@ __all__ = [
 ]
 
 
+#: Callbacks of Lightning's that want another module than this, and what to do.
+_CALLBACKS = {
+    BackboneFinetuning: "a student has no `backbone`: derive from BaseFinetuning, and call pl_module.configure_model() "
+    "before you freeze parts of pl_module.student",
+    LearningRateFinder: "the learning rate is an option of `model.optimizer`: try several with `lightning-kd sweep`",
+    ModelPruning: "zeros make a model neither smaller nor faster: take `lightning-kd prune` or GradualPruning",
+}
 #: Strategies that cut a model into pieces, by the class's name or the name that the trainer knows them by.
 _SHARDED = ("fsdp", "deepspeed", "modelparallel")
 
@@ -48,18 +63,37 @@ def check_strategy(strategy: str | type) -> None:
         )
 
 
+def check_callbacks(callbacks: Iterable[Any]) -> None:
+    """Refuse those of Lightning's callbacks that cannot work here, or whose work would be lost.
+
+    Args:
+        callbacks: The trainer's.
+    """
+    kept = [each.monitor for each in callbacks if isinstance(each, ModelCheckpoint) and each.monitor]
+    for callback in callbacks:
+        for kind, way_out in _CALLBACKS.items():
+            if isinstance(callback, kind):
+                raise InputError(f"{kind.__name__} cannot be used: {way_out}.")
+        if isinstance(callback, StochasticWeightAveraging) and kept:
+            raise InputError(
+                "StochasticWeightAveraging averages after the last epoch, and what is exported is the checkpoint with "
+                f"the best {kept[0]}: take EMAWeightAveraging or WeightAveraging, whose average stands in checkpoints, "
+                "or a ModelCheckpoint without `monitor`."
+            )
+
+
 def _in_brackets(names: list[str] | None) -> str:
     return f" ({', '.join(names)})" if names else ""
 
 
-def check_task(task: Task, multi_label: bool, tasks: Sequence[str] = ()) -> None:
+def check_task(task: Task, data: Any) -> None:
     """Refuse a task that is not the data's: for one label a row where they have several, for tags, for answers.
 
     Args:
         task: The task.
-        multi_label: Whether a row of the data has several labels.
-        tasks: The names of the tasks that the data module serves; any unless given.
+        data: The data module; it serves any task unless it has ``task_names``.
     """
+    multi_label, tasks = getattr(data, "multi_label", False), getattr(data, "task_names", ())
     if tasks and not {kind.__name__ for kind in type(task).__mro__} & set(tasks):
         raise InputError(
             f"The data are for {' or '.join(tasks)}, but the task is {type(task).__name__}: set model.task.class_path "

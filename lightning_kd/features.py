@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from lightning_kd._checks import InputError, expected, nearest
@@ -32,7 +33,7 @@ class FeatureCapture:
     Without needs the call is the model's own.
 
     Args:
-        model: The model; the hooks stay on it until :meth:`remove`.
+        model: The model; hooks are on it from the first call on, until :meth:`remove`.
         needs: What to keep.
         logits: Takes the logits by name from the model's output.
         role: ``student`` or ``teacher``, for messages.
@@ -58,8 +59,8 @@ class FeatureCapture:
         self._kept: dict[str, list[Any]] | None = None  # filled during a call, and in no other pass of the model
         self._modules = {name: name for name in self._names}
         self._modules.update({f"{kind} {layer}": self._find(kind, layer) for kind, layer in self._attention})
-        modules = {key: self._module(name) for key, name in self._modules.items()}  # all, before a hook is put on any
-        self._handles = [module.register_forward_hook(self._keep(key)) for key, module in modules.items()]
+        self._places = {key: self._module(name) for key, name in self._modules.items()}
+        self._handles: list[RemovableHandle] = []
 
     def _module(self, name: str) -> nn.Module:
         try:
@@ -93,6 +94,8 @@ class FeatureCapture:
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Features:
         """Run the model on ``inputs`` and keep what is needed of the pass."""
+        if not self._handles:
+            self._handles = [module.register_forward_hook(self._keep(key)) for key, module in self._places.items()]
         self._kept = {}
         try:
             output = self._model(**inputs, output_hidden_states=self._layers or False)
@@ -124,7 +127,7 @@ class FeatureCapture:
         return outputs[0]
 
     def remove(self) -> None:
-        """Take the hooks off the model."""
+        """Take the hooks off the model; the next call puts them on again."""
         for handle in self._handles:
             handle.remove()
         self._handles = []

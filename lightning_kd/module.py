@@ -9,6 +9,7 @@ from typing import Any, cast
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
@@ -16,29 +17,28 @@ from transformers import AutoConfig, PreTrainedModel
 
 from lightning_kd._checks import InputError, check_positive, check_range, expected
 from lightning_kd.compatibility import (
+    check_callbacks,
     check_labels,
-    check_length,
     check_loss,
     check_loss_teachers,
     check_state,
     check_strategy,
     check_task,
     check_terms,
-    check_vocabulary,
 )
-from lightning_kd.embeddings import start_embeddings
 from lightning_kd.ensemble import Ensemble
 from lightning_kd.features import FeatureCapture
 from lightning_kd.finite import FiniteCheck
 from lightning_kd.folders import FORMAT, check_format
 from lightning_kd.hyperparameters import keep_plain
-from lightning_kd.labels import label_names_of, order_outputs
+from lightning_kd.labels import label_names_of
 from lightning_kd.logit_cache import CachedLogits
 from lightning_kd.losses import DistillationLoss
 from lightning_kd.losses.base import weighted
-from lightning_kd.models import ModelSource, count_parameters, load_config, load_model, pad_with, shape_in_words
+from lightning_kd.models import ModelSource, count_parameters, shape_in_words
 from lightning_kd.optim import AdamW, learning_rates, optimization
 from lightning_kd.outputs import Needs
+from lightning_kd.student import build_student, is_labelled
 from lightning_kd.tasks import SequenceClassification, Task
 from lightning_kd.teachers import OpenCache, Teachers
 
@@ -179,11 +179,15 @@ class DistillationModule(L.LightningModule):
             raise RuntimeError("The student is loaded in setup: run the trainer, or load a checkpoint, first.")
         return self.student
 
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Refuse callbacks that cannot work here; none are added."""
+        check_callbacks(self.trainer.callbacks)  # type: ignore[attr-defined]  # set by the trainer
+        return []
+
     def setup(self, stage: str) -> None:
         """Load the models and check that everything fits, before the first batch."""
         check_strategy(type(self.trainer.strategy))
-        untrained = stage != "fit" or self.trainer.max_epochs == 0
-        self._build_student(whole=untrained and self.trainer.ckpt_path is None)
+        self.configure_model()
         self.task = self.task.with_config(self.model.config)
         self.task.check(self.trainer.datamodule)  # type: ignore[attr-defined]  # set by the trainer
         if stage == "fit":
@@ -201,37 +205,29 @@ class DistillationModule(L.LightningModule):
             metrics.add_metrics({"loss": MeanMetric().set_dtype(torch.float64)})
             self.metrics[f"metrics_{loader_name}"] = metrics
 
+    def configure_model(self) -> None:
+        """Load the student and make the projections of the losses, once; what averages the weights needs them early."""
+        if self._trainer is None:  # a checkpoint is loaded, which has the student's shape
+            return
+        fits = self.trainer.state.fn == TrainerFn.FITTING
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if is_labelled(data):
+            check_task(self.task, data)
+        if self.student is None:
+            whole = not (fits and self.trainer.max_epochs != 0) and self.trainer.ckpt_path is None
+            self.student = build_student(self.student_source, self.task, data, whole)
+        elif is_labelled(data):
+            check_labels("the student", self.student.config, data.label_names, in_order=True)
+        if fits:
+            self._teachers.load_configs()
+            for name, loss in self.losses.items():
+                among = [self._teachers.configs[t] for t in self._teachers.of(name) if t in self._teachers.configs]
+                if among and name not in self._built:  # once: a second fit goes on with the projections of the first
+                    cast(DistillationLoss, loss).build(self.model.config, among[0])
+                    self._built.add(name)
+
     def _data(self, attribute: str, default: Any) -> Any:
         return getattr(self.trainer.datamodule, attribute, default)  # type: ignore[attr-defined]  # set by the trainer
-
-    def _build_student(self, whole: bool) -> None:
-        data = getattr(self.trainer, "datamodule", None)
-        has_data = getattr(data, "has_labels", hasattr(data, "label_names"))
-        label_names = self._data("label_names", None)
-        if has_data:
-            check_task(self.task, self._data("multi_label", False), self._data("task_names", ()))
-        if self.student is not None:
-            if has_data:
-                check_labels("the student", self.student.config, label_names, in_order=True)
-            return
-        source = self.student_source
-        config = load_config(source, "model.student")
-        stored = None if source.from_scratch else label_names_of(config)
-        if has_data:
-            if (whole and not source.from_scratch) or "num_labels" in source.config:
-                check_labels("model.student" if whole else "model.student.config", config, label_names)
-            self.task.configure(config, label_names)
-        tokenizer = self._data("tokenizer", None)
-        if tokenizer is not None:
-            if source.from_scratch and "vocab_size" not in source.config:
-                config.vocab_size = len(tokenizer)
-                config.pad_token_id = tokenizer.pad_token_id
-            check_vocabulary("model.student", source, config, tokenizer)
-        self.student = load_model(source, self.task.auto_class, config, "model.student", whole)
-        order_outputs(self.student, stored, label_names, "`model.student`")
-        pad_with(self.student, tokenizer)
-        check_length("model.student", self.student, data)
-        start_embeddings(self.student, source, tokenizer)
 
     def _build_losses_and_teachers(self) -> None:
         names = list(self.teacher_sources)
@@ -240,16 +236,12 @@ class DistillationModule(L.LightningModule):
         has_classes = self.model.config.num_labels != 1 and not self.task.multi_label
         self.ensemble.check(names, has_classes)
         self._teachers.task = self.task
-        self._teachers.load_configs()
         foreign = self._data("teacher_tokenizers", {})
         self._teachers.foreign = frozenset(foreign)
         needs, student_needs = dict.fromkeys(names, Needs()), Needs()
         for name, module in self.losses.items():
             loss = cast(DistillationLoss, module)
             among = self._teachers.of(name)
-            if name not in self._built:  # once: a second fit goes on with the projections of the first
-                loss.build(self.model.config, self._teachers.configs[among[0]])
-                self._built.add(name)
             check_loss(name, loss, self.task, len(among), any(teacher in foreign for teacher in among))
             student_needs |= loss.needs("student")
             for teacher in among:
@@ -268,10 +260,6 @@ class DistillationModule(L.LightningModule):
         self._capture = FeatureCapture(self.model, student_needs, self.task.logits)
 
     def on_fit_start(self) -> None:
-        self._teachers.to(self.device)
-        if self._compiles:
-            for model in (self.model, *self.teachers.values()):
-                model.compile(dynamic=True)  # in place: the names of the weights stay; batches differ in length
         parts = self._teachers.in_words()
         shape = shape_in_words(self.model.config, self.model)
         trained = f", {count_parameters(self, trainable_only=True) / 1e6:.1f} M trained"
@@ -282,16 +270,21 @@ class DistillationModule(L.LightningModule):
         parts.extend(f"{name}: {rows:,} rows" for name, rows in self._data("sizes", {}).items())
         rank_zero_info(" | ".join(parts))
 
+    def on_train_start(self) -> None:
+        self._teachers.to(self.device)
+        if self._compiles:
+            for model in (self.model, *self.teachers.values()):
+                model.compile(dynamic=True)  # in place: the names of the weights stay; batches differ in length
+
     def on_train_end(self) -> None:
         for model in (self.model, *self.teachers.values()):
             model._compiled_call_impl = None  # what takes the student apart wants the plain one; torch has no other way
         self._teachers.release()  # before the student is copied, exported or quantized
         if self._capture is not None:
             self._capture.remove()
-            self._capture = None
 
     def on_fit_end(self) -> None:
-        self._teachers.to(self.device)
+        self._capture = None
 
     # ---------------------------------------------------------------------------------------------- steps
 

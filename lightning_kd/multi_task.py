@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_kd._checks import InputError, check_range, expected, nearest
+from lightning_kd.compatibility import check_callbacks
 from lightning_kd.ensemble import Ensemble
 from lightning_kd.folders import FORMAT
 from lightning_kd.hyperparameters import keep_plain
@@ -191,6 +192,7 @@ class MultiTaskModule(L.LightningModule):
     def configure_callbacks(self) -> list[L.Callback]:
         """Refuse what does not fit, before anything is set up: other names, callbacks of one task. None are added."""
         self._check_names(getattr(self.trainer.datamodule, "tasks", None))  # type: ignore[attr-defined]  # the trainer's
+        check_callbacks(self.trainer.callbacks)  # type: ignore[attr-defined]  # set by the trainer
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # set by the trainer
             if is_for_one_task(callback):
                 kind = type(callback).__name__
@@ -201,11 +203,20 @@ class MultiTaskModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Load every task's student and teachers, and have the students share their encoder."""
+        self.configure_model()
         for one in self._each():
-            one.trainer = cast(L.Trainer, TaskTrainer(self.trainer, one.name))
             with _named(one.name):
                 one.setup(stage)
                 self._check_metric(one)
+
+    def configure_model(self) -> None:
+        """Load every task's student, once, and have them share their encoder."""
+        if self._trainer is None:  # a checkpoint is loaded, which has the students' shape
+            return
+        for one in self._each():
+            one.trainer = cast(L.Trainer, TaskTrainer(self.trainer, one.name))
+            with _named(one.name):
+                one.configure_model()
         self._share()
 
     def _check_names(self, data: Mapping[str, Any] | None) -> None:
@@ -237,6 +248,10 @@ class MultiTaskModule(L.LightningModule):
         for one in self._each():
             rank_zero_info(f"Task {one.name}:")
             one.on_fit_start()
+
+    def on_train_start(self) -> None:
+        for one in self._each():
+            one.on_train_start()
 
     def on_train_end(self) -> None:
         for one in self._each():

@@ -121,7 +121,6 @@ class Teachers:
         """Take the hooks off."""
         for capture in self._captures.values():
             capture.remove()
-        self._captures = {}
 
     def to(self, device: torch.device) -> None:
         """Move the models; they are no submodules of what the trainer moves."""

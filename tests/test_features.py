@@ -142,11 +142,14 @@ def test_remove_takes_all_hooks_off(load: Any, batch: Any) -> None:
     model = load("bert")
     needs = Needs(hidden_states=frozenset({MODULES["bert"]}), queries=LAYERS, keys=LAYERS, values=LAYERS)
     capture = FeatureCapture(model, needs, logits)
+    assert hooks(model) == 0  # of a model that is never trained, too
+    before = capture(batch)
     assert hooks(model) == 7
-    capture(batch)
     capture.remove()
     assert hooks(model) == 0
     capture.remove()
+    after = capture(batch)  # as after a training in between
+    assert hooks(model) == 7 and all(torch.equal(before.queries[i], after.queries[i]) for i in LAYERS)
 
 
 def test_other_calls_store_nothing(load: Any, batch: Any) -> None:

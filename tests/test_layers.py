@@ -36,6 +36,7 @@ LAYERS: dict[str, float] = {
     "features": 1.5,
     "finite": 1.5,
     "compatibility": 1.5,
+    "student": 1.75,
     "teachers": 1.75,
     "vocabulary": 1.5,
     "pruning": 1.5,
