@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel
 from lightning_kd._checks import expected
 from lightning_kd.models import freeze
 from lightning_kd.module import DistillationModule
+from lightning_kd.quantization.base import float_copy
 
 __all__ = [
     "best_student",
@@ -54,11 +54,11 @@ def on_rank_zero(trainer: L.Trainer, work: Callable[[], T]) -> T | None:
 
 
 def best_student(trainer: L.Trainer, module: DistillationModule) -> PreTrainedModel:
-    """A frozen copy of the student on the CPU, with the weights of the best checkpoint.
+    """A frozen copy of the student on the CPU in float32, with the weights of the best checkpoint.
 
     The best is that of the first ``ModelCheckpoint`` with a monitored metric; without one, the last weights.
     """
-    model = copy.deepcopy(module.model).cpu()
+    model = float_copy(module.model)
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
             state = torch.load(callback.best_model_path, map_location="cpu", weights_only=True)["state_dict"]

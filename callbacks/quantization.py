@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import lightning as L
+import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from transformers import PreTrainedModel
@@ -131,6 +132,11 @@ class QuantizationCallback(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         model = cast(DistillationModule, pl_module).model
+        if self.mode == "qat" and model.dtype != torch.float32:  # scales in less would be others than the int8 model's
+            raise InputError(
+                f"The student's weights are {str(model.dtype).removeprefix('torch.')}, and `mode: qat` rounds float32: "
+                "take trainer.precision: bf16-mixed, or 32-true, and leave model.student.dtype out."
+            )
         self.quantizer.check_model(model)
         try_out(self.quantizer, model)
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -30,6 +30,7 @@ __all__ = [
     "empty_model",
     "example_inputs",
     "fed",
+    "float_copy",
     "graph_of",
     "logits_alone",
     "named_logits",
@@ -245,6 +246,13 @@ def _cannot(do: str, quantizer: Quantizer, model: nn.Module, error: Exception, w
     return InputError(f"{type(quantizer).__name__} ({quantizer.name}) cannot {do} {kind} (`{reason}`): take {way_out}.")
 
 
+def float_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy on the CPU in float32, whatever the model was trained in."""
+    alone = cast(PreTrainedModel, copy.deepcopy(model).cpu().float())
+    alone.config.dtype = torch.float32  # or its folder would be opened in another
+    return alone
+
+
 def try_out(quantizer: Quantizer, model: PreTrainedModel) -> None:
     """Quantize and run a copy of a model whose kind is not among :data:`TESTED`, so that it fails before a training.
 
@@ -258,7 +266,7 @@ def try_out(quantizer: Quantizer, model: PreTrainedModel) -> None:
     config = model.config
     if getattr(config, "encoder", config).model_type in TESTED:  # that of a bi-encoder
         return
-    alone = copy.deepcopy(model).cpu().eval()
+    alone = float_copy(model).eval()
     example = example_inputs(alone)
     alone.config.architectures = [type(model).__name__]
     with isolate_rng(), TemporaryDirectory() as folder:

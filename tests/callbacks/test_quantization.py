@@ -13,7 +13,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from lightning_kd import DistillationModule, InputError, ModelSource, Runner
 from lightning_kd.callbacks import QuantizationCallback, StudentExport
@@ -22,6 +22,9 @@ from lightning_kd.quantization import DynamicInt8, ONNXRuntimeInt8, OpenVINOInt8
 from tests.conftest import needs_extra
 
 Make = Callable[..., Any]
+
+
+BATCH = {"input_ids": torch.tensor([[2, 7, 8, 3]]), "attention_mask": torch.ones(1, 4, dtype=torch.int64)}
 
 
 class Recorder(DynamicInt8):
@@ -171,6 +174,43 @@ def test_best_checkpoint_is_quantized(tmp_path: Path, distillation: Make, glue: 
     assert state["epoch"] == 0 and not recorder.training
     assert all(value.equal(state["state_dict"][f"student.{name}"]) for name, value in recorder.state.items())
     assert not recorder.state["classifier.weight"].equal(module.model.classifier.weight)
+
+
+@pytest.mark.parametrize("trained", ["bf16-true", "16-true", "64-true", "bfloat16"])
+def test_what_is_trained_in_another_precision_is_quantized_as_float32(
+    trained: str, tmp_path: Path, distillation: Make, glue: Make, make_trainer: Make, tiny_model: Make
+) -> None:
+    """Stops an int8 folder that nothing opens, as its other weights are of a type that no runtime of the CPU takes."""
+    by_trainer = trained.endswith("true")
+    source = ModelSource(str(tiny_model(seed=1)), **({} if by_trainer else {"dtype": trained}))
+    int8 = QuantizationCallback(DynamicInt8())
+    options = {"precision": trained} if by_trainer else {}
+    trainer = make_trainer(callbacks=[StudentExport(), int8], default_root_dir=tmp_path, **options)
+    module = distillation(student=source)
+    trainer.fit(module, datamodule=glue())
+    assert module.model.dtype == {"16": torch.float16, "64": torch.float64}.get(trained[:2], torch.bfloat16)
+    student = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student")
+    assert student.dtype == torch.float32 and AutoConfig.from_pretrained(tmp_path / "int8").dtype == torch.float32
+    for name, value in module.model.state_dict().items():
+        assert torch.equal(student.state_dict()[name], value.float()), name
+    DynamicInt8().convert(student.eval(), [], tmp_path)
+    student.config.save_pretrained(tmp_path)
+    found, expected = (DynamicInt8.open(folder)(BATCH)["logits"] for folder in (tmp_path / "int8", tmp_path))
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("trained", ["bf16-true", "bfloat16"])
+def test_rounding_is_of_float32(
+    trained: str, distillation: Make, glue: Make, make_trainer: Make, tiny_model: Make
+) -> None:
+    """Stops a training under a rounding that is not the int8 model's, or an error of torch's in the first batch."""
+    by_trainer = trained.endswith("true")
+    source = ModelSource(str(tiny_model(seed=1)), **({} if by_trainer else {"dtype": trained}))
+    callbacks = [QuantizationCallback(DynamicInt8(), mode="qat")]
+    trainer = make_trainer(callbacks=callbacks, **({"precision": trained} if by_trainer else {}))
+    with pytest.raises(InputError, match=r"weights are bfloat16, and `mode: qat` rounds float32: take .*bf16-mixed"):
+        trainer.fit(distillation(student=source), datamodule=glue())
+    make_trainer(callbacks=callbacks, precision="bf16-mixed").fit(distillation(), datamodule=glue())
 
 
 def test_the_module_stays_float(distillation: Make, glue: Make, make_trainer: Make) -> None:
