@@ -1,4 +1,4 @@
-"""Tables of one's own: CSV, JSON Lines and Parquet files."""
+"""Tables of one's own: CSV, TSV, JSON Lines and Parquet files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from lightning_kd._checks import InputError, expected
 __all__ = ["find_files", "read_files"]
 
 _SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
-_ENDINGS = (".csv", ".jsonl", ".parquet")
+_ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
+#: What stands between the cells of a CSV file; the first of them that its header has.
+_SEPARATORS = (",", ";", "\t")
 
 
 def find_files(path: str) -> dict[str, Path]:
@@ -27,7 +29,8 @@ def find_files(path: str) -> dict[str, Path]:
 
     Args:
         path: A file, which is the training split, or a folder with files called ``train``, ``validation`` (or
-            ``valid``, ``dev``) and ``test``; each a ``.csv``, ``.jsonl`` or ``.parquet``.
+            ``valid``, ``dev``) and ``test``; each a ``.csv``, ``.tsv``, ``.jsonl`` or
+            ``.parquet``.
 
     Raises:
         InputError: If there is no such file, its ending is another, or two files are one split.
@@ -35,8 +38,8 @@ def find_files(path: str) -> dict[str, Path]:
     source = Path(path).expanduser()
     if source.is_dir():
         return _files_of(source)
-    if source.is_file() or source.suffix in _ENDINGS:
-        if source.suffix not in _ENDINGS:
+    if source.is_file() or source.suffix.lower() in _ENDINGS:
+        if source.suffix.lower() not in _ENDINGS:
             raise expected("data.path", f"a file that ends in {', '.join(_ENDINGS)}", path)
         if not source.is_file():
             raise expected("data.path", "a file, a folder or a Hub name", path, "There is no such file.")
@@ -45,7 +48,7 @@ def find_files(path: str) -> dict[str, Path]:
 
 
 def _files_of(folder: Path) -> dict[str, Path]:
-    files = sorted(file for file in folder.iterdir() if file.suffix in _ENDINGS)
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _ENDINGS)
     found: dict[str, Path] = {}
     for file in files:
         split = _SPLITS.get(file.stem)
@@ -53,7 +56,7 @@ def _files_of(folder: Path) -> dict[str, Path]:
             raise InputError(f"{found[split]} and {file.name} are both the {split} split: keep one of them.")
         if split is not None:
             found[split] = file
-    tables = [file.name for file in files if file.suffix != ".parquet"]
+    tables = [file.name for file in files if file.suffix.lower() != ".parquet"]
     if tables and not found and not (folder / "README.md").is_file():  # in which the Hub's layout names its files
         names = f"train{tables[0][tables[0].rindex('.') :]}, validation and test"
         raise InputError(f"Expected {folder} to have files called {names}, but it has {', '.join(tables)}.")
@@ -63,7 +66,8 @@ def _files_of(folder: Path) -> dict[str, Path]:
 def read_files(files: dict[str, Path]) -> DatasetDict:
     """The rows of files by split, read again only if a file has changed.
 
-    All cells of a CSV file are text.
+    All cells of a CSV file are text. Between them stand commas, or semicolons or tabs where its header has no comma; in
+    a TSV file, tabs.
 
     Raises:
         InputError: If a file is empty, is not of its ending's format, or is no UTF-8.
@@ -76,7 +80,8 @@ def _read(file: Path, time: int) -> Dataset:
     """The rows of a file as it was at a time."""
     if not file.stat().st_size:
         raise InputError(f"{file} is empty.")
-    table = {".csv": _read_csv, ".jsonl": _read_json_lines, ".parquet": _read_parquet}[file.suffix](file)
+    readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_json_lines, ".parquet": _read_parquet}
+    table = readers[file.suffix.lower()](file)
     if not table.num_rows:
         raise InputError(f"{file} has no rows.")
     return Dataset(table)
@@ -97,15 +102,19 @@ def _text(file: Path) -> str:
 def _read_csv(file: Path) -> pa.Table:
     text = _text(file)
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    first = io.StringIO(text, newline=None).readline()
+    found = (separator for separator in _SEPARATORS if separator in first)
+    separator = "\t" if file.suffix.lower() == ".tsv" else next(found, ",")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     rows: list[list[str]] = []
     try:
         header = next(reader, [])
         for row in reader:
             if row and len(row) != len(header):
+                name = {",": "comma", ";": "semicolon", "\t": "tab"}[separator]
                 raise InputError(
                     f"Line {reader.line_num:,} of {file} has {len(row)} cells, but the header has {len(header)}: "
-                    "a text with a comma in it stands between double quotes."
+                    f"a text with a {name} in it stands between double quotes."
                 )
             if row:
                 rows.append(row)

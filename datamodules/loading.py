@@ -44,7 +44,7 @@ def _load(path: str, name: str | None) -> DatasetDict:
         reason = str(error.__cause__ or error).partition("\n")[0]
         raise expected(
             "data.path",
-            "a Hub data set or a local folder with Parquet files" + (f" and the set {name!r}" if name else ""),
+            "a Hub data set or a local folder with its files" + (f" and the set {name!r}" if name else ""),
             path,
             f"Check the path, and that the Hub can be reached: {reason}",
         ) from error

@@ -40,8 +40,8 @@ class TextDataModule(TransformerDataModule):
     the test split, or else the validation split, or else the training split, and needs no labels.
 
     Args:
-        path: A file (``.csv``, ``.jsonl``, ``.parquet``), a folder with such files called ``train``, ``validation`` and
-            ``test``, a Hub name, or a local folder in the Hub's layout. Files are read as UTF-8.
+        path: A file (``.csv``, ``.tsv``, ``.jsonl``, ``.parquet``), a folder with such files called ``train``,
+            ``validation`` and ``test``, a Hub name, or a local folder in the Hub's layout. Files are read as UTF-8.
         name: The configuration, where a data set of the Hub has several.
         text_column: Where the text is.
         text_pair_column: Where the second text is, if a row is a pair.

@@ -289,6 +289,22 @@ def test_predict_without_labels_on_other_data(
     assert [record["index"] for record in records] in ([0, 1], [1, 0])
 
 
+@pytest.mark.parametrize(
+    ("name", "separator"), [("a.csv", ";"), ("a.csv", "\t"), ("a.tsv", "\t"), ("a.CSV", ","), ("a.Tsv", "\t")]
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_cells_are_separated_as_in_the_header(name: str, separator: str, end: str, tmp_path: Path, text: Make) -> None:
+    """Stops the CSV of half of the world's spreadsheets, and the files that GLUE once came in, from being refused."""
+    cells = [("text", "label"), ("ba, de", "x"), ('"fi; ""go"""', "y"), ('"ba\tde"', "x"), ("fi", "y"), ("ba", "x")]
+    if separator == ",":
+        cells[1] = ('"ba, de"', "x")
+    (tmp_path / name).write_bytes(end.join(separator.join(row) for row in cells).encode())
+    data = text(tmp_path / name, validation_size=1)
+    found = {*data.texts("train"), *data.texts("validation")}
+    assert found == {("ba, de",), ('fi; "go"',), ("ba\tde",), ("fi",), ("ba",)}
+    assert data.label_names == ["x", "y"]
+
+
 # ---------------------------------------------------------------------------------------------- what is refused
 
 
@@ -298,6 +314,8 @@ def test_predict_without_labels_on_other_data(
         ("a.csv", b"", "a.csv is empty"),
         ("a.csv", b"text,label\n", "a.csv has no rows"),
         ("a.csv", b"text,label\nba,x\nde,fi,y\n", r"Line 3 of .*a.csv has 3 cells, but the header has 2: a text with"),
+        ("a.csv", b"text;label\nba;x\nde;fi;y\n", r"Line 3 .* has 3 cells, .* with a semicolon in it stands between"),
+        ("a.tsv", b"text,label\tx\nba,x\n", r"Line 2 .* has 1 cells, .* a text with a tab in it stands between"),
         ("a.csv", b'text,label\n"ba,x\n', "a.csv is no CSV: unexpected end of data, line 2"),
         ("a.csv", b"text,text\nba,x\n", "Two columns of .*a.csv have the same name: its header is text, text"),
         ("a.csv", b"text,label\nba,x\nd\xe9,y\n", r"is not UTF-8: byte 0xe9 in line 3 \(offset 17\)"),
@@ -305,7 +323,7 @@ def test_predict_without_labels_on_other_data(
         ("a.jsonl", b'{"text": "ba"}\n{"text"}\n', "Line 2 of .*a.jsonl is no JSON: Expecting ':'"),
         ("a.jsonl", b'["ba"]\n', "Line 1 of .*a.jsonl is no object"),
         ("a.parquet", b"PAR1", "a.parquet is no whole Parquet file"),
-        ("a.txt", b"ba", r"`data.path` to be a file that ends in .csv, .jsonl, .parquet, but got '.*a.txt'"),
+        ("a.txt", b"ba", r"`data.path` to be a file that ends in .csv, .tsv, .jsonl, .parquet, but got '.*a.txt'"),
         ("a.csv", b"text,lable\nba,x\n", "to have a column 'label', but .* text, lable. Did you mean `lable`"),
         ("a.csv", b"txt,label\nba,x\nde,y\n", "to have a column 'text', but .* txt, label. Did you mean `txt`"),
         ("a.csv", b"text,label\nba,\nde,\n", "No row of .*a.csv has a label"),
