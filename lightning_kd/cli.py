@@ -379,6 +379,8 @@ def _hush() -> None:
     warnings.filterwarnings("ignore", message="The dirpath has changed")  # every run has a folder of its own
     warnings.filterwarnings("ignore", message="Metric `SpearmanCorrcoef` will save all targets")  # a number a row
     warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback")  # nothing is sharded here
+    warnings.filterwarnings("ignore", message="No seed found")  # and which one is taken is said
+    warnings.filterwarnings("ignore", message="It is recommended to use `self.log.*sync_dist")  # they are of all ranks
     warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")  # the records have their own
     rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     rank_zero.addFilter(lambda record: "Tip: " not in record.getMessage() and "TPU" not in record.getMessage())

@@ -36,7 +36,7 @@ from lightning_kd.logit_cache import CachedLogits
 from lightning_kd.losses import DistillationLoss
 from lightning_kd.losses.base import weighted
 from lightning_kd.models import ModelSource, count_parameters, shape_in_words
-from lightning_kd.optim import AdamW, learning_rates, optimization
+from lightning_kd.optim import AdamW, Optimization, learning_rates
 from lightning_kd.outputs import Needs
 from lightning_kd.student import build_student, is_labelled
 from lightning_kd.tasks import SequenceClassification, Task
@@ -102,7 +102,6 @@ class DistillationModule(L.LightningModule):
     ) -> None:
         super().__init__()
         check_positive("temperature", temperature)
-        check_range("warmup", warmup, 0, 1)
         check_range("hard_label_weight", hard_label_weight, 0)
         self.student_source = student
         self.teacher_sources = dict(teachers or {})
@@ -110,9 +109,7 @@ class DistillationModule(L.LightningModule):
         self.temperature = temperature
         self.hard_label_weight = hard_label_weight
         self.loss_weights: dict[str, float] = {}
-        self.warmup = warmup
-        self._optimizer = optimizer
-        self._lr_scheduler = lr_scheduler
+        self._optimization = Optimization(optimizer, lr_scheduler, warmup)
         self._compiles = compile
         self._given_weights = dict(loss_weights or {})
         self.loss_teachers = dict(loss_teachers or {})
@@ -359,7 +356,7 @@ class DistillationModule(L.LightningModule):
         return [{"index": i, **r} for i, r in zip(batch["index"].tolist(), records, strict=True)]
 
     def configure_optimizers(self) -> Any:
-        return optimization(self, self.trainer, self._optimizer, self._lr_scheduler, self.warmup)
+        return self._optimization(self, self.trainer)
 
     # ---------------------------------------------------------------------------------------------- checkpoints
 

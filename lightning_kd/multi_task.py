@@ -22,7 +22,7 @@ from lightning_kd.hyperparameters import keep_plain
 from lightning_kd.losses import DistillationLoss
 from lightning_kd.models import ModelSource, count_parameters
 from lightning_kd.module import DistillationModule
-from lightning_kd.optim import AdamW, optimization
+from lightning_kd.optim import AdamW, Optimization
 from lightning_kd.sharing import share_encoder
 from lightning_kd.task_trainer import TaskTrainer, is_for_one_task
 from lightning_kd.tasks import SequenceClassification, Task
@@ -158,7 +158,6 @@ class MultiTaskModule(L.LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
-        check_range("warmup", warmup, 0, 1)
         if not tasks:
             raise expected("tasks", "at least one task by its name", tasks)
         for name in tasks:
@@ -166,9 +165,7 @@ class MultiTaskModule(L.LightningModule):
                 what = "named by letters, digits and underscores, and by no word of torch's"
                 raise expected("tasks", what, name)
         self.student_source = student
-        self.warmup = warmup
-        self._optimizer = optimizer
-        self._lr_scheduler = lr_scheduler
+        self._optimization = Optimization(optimizer, lr_scheduler, warmup)
         self.tasks = nn.ModuleDict()
         for name, options in tasks.items():
             with _named(name):
@@ -316,7 +313,7 @@ class MultiTaskModule(L.LightningModule):
         return self._at("", dataloader_idx)[0].predict_step(batch, batch_idx)
 
     def configure_optimizers(self) -> Any:
-        return optimization(self, self.trainer, self._optimizer, self._lr_scheduler, self.warmup)
+        return self._optimization(self, self.trainer)
 
     # ---------------------------------------------------------------------------------------------- checkpoints
 

@@ -11,9 +11,9 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
-from lightning_kd._checks import InputError
+from lightning_kd._checks import InputError, check_range
 
-__all__ = ["AdamW", "learning_rates", "optimization", "parameter_groups"]
+__all__ = ["AdamW", "Optimization", "learning_rates", "parameter_groups"]
 
 
 class AdamW(torch.optim.AdamW):
@@ -70,37 +70,44 @@ def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     return {"train/lr": groups[0]["lr"], **{f"train/lr/{i}": groups[i]["lr"] for i in others}}
 
 
-def optimization(
-    module: nn.Module,
-    trainer: L.Trainer,
-    optimizer: OptimizerCallable,
-    lr_scheduler: LRSchedulerCallable | None,
-    warmup: float,
-) -> dict[str, Any]:
-    """The optimizer of a module and its learning rate schedule, as ``configure_optimizers`` returns them.
+class Optimization:
+    """What a module's ``configure_optimizers`` returns: the optimizer and its learning rate schedule.
+
+    A copy of a module shares it: what the command line makes of a config to call knows the whole run.
 
     Args:
-        module: Whose parameters are trained.
-        trainer: Knows how many steps there are.
         optimizer: Called with parameter groups.
         lr_scheduler: Called with the optimizer.
         warmup: Without a scheduler, the share of the steps in which the learning rate rises from 0; it then falls to 0.
 
     Raises:
-        InputError: If the optimizer cannot be made; without a scheduler, if the length of the training is not known.
+        InputError: If ``warmup`` is not from 0 to 1; in a call, if the optimizer cannot be made, or, without a
+            scheduler, the length of the training is not known.
     """
-    try:
-        made = optimizer(parameter_groups(module))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"The optimizer that `model.optimizer` describes cannot be made: {error}.") from error
-    if lr_scheduler is not None:
-        scheduler: Any = lr_scheduler(made)
-    else:
-        steps = trainer.estimated_stepping_batches
-        if not 0 < steps < float("inf"):
-            raise InputError(
-                "The learning rate falls to 0 over the whole training, so its length must be known: "
-                "set trainer.max_epochs or trainer.max_steps, or give an lr_scheduler."
-            )
-        scheduler = get_linear_schedule_with_warmup(made, round(warmup * steps), int(steps))
-    return {"optimizer": made, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def __init__(self, optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None, warmup: float) -> None:
+        check_range("warmup", warmup, 0, 1)
+        self._optimizer = optimizer
+        self._lr_scheduler = lr_scheduler
+        self._warmup = warmup
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Optimization:
+        return self
+
+    def __call__(self, module: nn.Module, trainer: L.Trainer) -> dict[str, Any]:
+        """For the parameters of ``module``; ``trainer`` knows how many steps there are."""
+        try:
+            made = self._optimizer(parameter_groups(module))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"The optimizer that `model.optimizer` describes cannot be made: {error}.") from error
+        if self._lr_scheduler is not None:
+            scheduler: Any = self._lr_scheduler(made)
+        else:
+            steps = trainer.estimated_stepping_batches
+            if not 0 < steps < float("inf"):
+                raise InputError(
+                    "The learning rate falls to 0 over the whole training, so its length must be known: "
+                    "set trainer.max_epochs or trainer.max_steps, or give an lr_scheduler."
+                )
+            scheduler = get_linear_schedule_with_warmup(made, round(self._warmup * steps), int(steps))
+        return {"optimizer": made, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -341,3 +341,22 @@ def test_two_processes_replace_the_same_layers_as_one(teacher: Path, tmp_path: P
     assert moved.abs().max() > 1e-6
     for key, value in weights[0].items():
         torch.testing.assert_close(weights[1][key], value, rtol=0, atol=1e-6)
+
+
+def test_two_processes_have_the_average_of_one(teacher: Path, tmp_path: Path) -> None:
+    """Stops a copy of the module from taking the whole run with it, or an average of one process's own gradients."""
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model = distilled(teacher) | {"student": {"path": str(teacher), "keep_layers": [1], "config": still}}
+    del model["losses"]["hidden"], model["loss_weights"]  # a mean over tokens, of which two processes have not as many
+    model["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5}}
+    average = {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.5}}
+    trainer = {"max_epochs": 6, "logger": False, "callbacks": [average], "limit_val_batches": 0}
+    weights = []
+    for name, batch_size, more in (("one", 24, ()), ("two", 12, TWO)):
+        data = {**DATA, "init_args": {**DATA["init_args"], "num_train": 24, "batch_size": batch_size}}
+        done = train(tmp_path / name, "fit", {"model": model, "data": data, "trainer": trainer}, *more)
+        assert done.returncode == 0, done.stderr[-6000:]
+        assert "WeightAveraging" not in done.stderr and "sync_dist" not in done.stderr
+        weights.append(load_file(tmp_path / name / "student" / "model.safetensors"))
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, rtol=0, atol=1e-6)
