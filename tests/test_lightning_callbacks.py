@@ -1,4 +1,4 @@
-"""Lightning's own callbacks, where they copy the module, train in between or want another one."""
+"""Lightning's own: callbacks that copy the module, train in between or want another one, and loaders."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
     BatchSizeFinder,
@@ -21,6 +22,7 @@ from lightning.pytorch.callbacks import (
 )
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from lightning_kd import DistillationModule, InputError, ModelSource, MultiTaskModule, TaskDistillation
 from lightning_kd.callbacks import (
@@ -173,3 +175,28 @@ def test_gradual_pruning_has_no_average(distillation: Make, glue: Make, make_tra
     trainer = make_trainer(callbacks=[GradualPruning(intermediate_size=12), EMAWeightAveraging()])
     with pytest.raises(InputError, match="GradualPruning cannot run beside WeightAveraging"):
         trainer.fit(distillation(), datamodule=glue())
+
+
+def test_loaders_of_ones_own(distillation: Make, glue: Make, make_trainer: Make, tmp_path: Path) -> None:
+    """Stops a module that only works with the data modules here, which what it inherits from promises otherwise."""
+    data = glue()
+    data.prepare_data()
+    data.setup("fit")
+    train, rows = ([batch for batch in data.evaluation_batches(split)] for split in ("train", "validation"))
+    plain = [[{k: b[k] for k in ("input_ids", "attention_mask", "labels")} for b in each] for each in (train, rows)]
+    loaders = [DataLoader(each, batch_size=None) for each in plain]
+    module, int8 = distillation(), QuantizationCallback(DynamicInt8())
+    last = ModelCheckpoint(tmp_path, save_last=True)
+    callbacks = [Resume(), last, StudentExport(), int8]
+    trainer = make_trainer(callbacks=callbacks, default_root_dir=tmp_path)
+    trainer.fit(module, *loaders)
+    assert trainer.global_step == len(plain[0]) and (tmp_path / "int8" / DynamicInt8.file_name).is_file()
+    with torch.no_grad():
+        logits = torch.cat([module.model.eval()(**batch).logits for batch in plain[1]])
+    labels = torch.cat([batch["labels"] for batch in plain[1]])
+    (found,) = trainer.validate(module, loaders[1], verbose=False)
+    assert found["val/accuracy"] == pytest.approx((logits.argmax(-1) == labels).double().mean().item())
+    assert found["val/loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+    again = make_trainer(callbacks=callbacks, default_root_dir=tmp_path, max_epochs=2)
+    again.fit(distillation(), *loaders, ckpt_path=str(tmp_path / "last.ckpt"))
+    assert again.global_step == 2 * len(plain[0])
