@@ -136,7 +136,8 @@ def test_json_says_what_was_measured(run: Run) -> None:
         assert row["bytes"] == measured.bytes and row["latency_p50"] == measured.latency_p50
     setting = read["setting"]
     assert {"data", "seed", "threads", "latency_rows", "processor", "versions"} <= set(setting)
-    assert "mrpc" in setting["data"] and setting["versions"]["torch"] == torch.__version__
+    assert "mrpc" in setting["data"]
+    assert torch.__version__.startswith(setting["versions"]["torch"])  # a wheel for GPUs need not say in its name for which
     assert setting["seed"] == "0" and setting["threads"] == 1 and setting["latency_rows"] == 6
 
 

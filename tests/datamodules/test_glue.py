@@ -301,7 +301,7 @@ def test_refuses_wrong_path(make: Callable[..., GLUEDataModule], path: str) -> N
 def test_refuses_set_that_the_folder_lacks(make: Callable[..., GLUEDataModule], write_glue: WriteGlue) -> None:
     """Stops the advice to check a path that is right; the message names what the folder has."""
     rows = {"sentence": ["ba", "de"], "label": [0, 1]}
-    with pytest.raises(InputError, match=r"with Parquet files and the set 'cola', .*sst2.*"):
+    with pytest.raises(InputError, match=r"with its files and the set 'cola', .*sst2.*"):
         make("cola", path=write_glue({"sst2": {"train": rows, "validation": rows}}))
 
 
