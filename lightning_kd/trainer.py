@@ -22,10 +22,9 @@ from lightning_kd.describe import parts_of, table_of
 from lightning_kd.folders import FORMAT
 from lightning_kd.labels import label_names_of, order_outputs
 from lightning_kd.measure import evaluate
-from lightning_kd.models import ModelSource, freeze, load_trained
+from lightning_kd.models import ModelSource, freeze, load_config, load_trained
 from lightning_kd.models import keep_layers as keep
 from lightning_kd.module import DistillationModule
-from lightning_kd.multi_task import MultiTaskModule
 from lightning_kd.pruning import Shape, importance, narrow, search_layers
 from lightning_kd.quantization.analysis import Activations, Granularity, QuantizationScheme, analyze
 from lightning_kd.quantization.analysis_report import draw_heat_map, print_worst, write_csv
@@ -42,25 +41,36 @@ class CompressionTrainer(L.Trainer):
     #: What was typed to start it; None of a run from Python.
     command: str | None = None
 
-    def quantize(self, model: DistillationModule | MultiTaskModule, datamodule: L.LightningDataModule) -> None:
+    def quantize(
+        self, model: DistillationModule, datamodule: L.LightningDataModule, student: str | None = None
+    ) -> None:
         """Quantize a trained model as it is, and measure it: a fit in which nothing is trained.
 
-        ``model.student`` has to be fine-tuned. Every ``QuantizationCallback`` writes its folder, and the report has the
-        model beside what became of it and its ``baselines``. Training rows serve calibration alone.
+        Every ``QuantizationCallback`` writes its folder, and the report has the model beside what became of it and its
+        ``baselines``. Training rows serve calibration alone.
 
         Args:
-            model: Its student is the trained model.
-            datamodule: What to calibrate and to measure on.
+            model: For its task, and for where the trained model is unless ``student`` names it.
+            datamodule: Of :mod:`lightning_kd.datamodules`: what to calibrate and to measure on.
+            student: Folder or Hub name of the trained model; ``model.student.path`` unless given.
 
         Raises:
             InputError: If the model is not trained for the task, or no callback quantizes.
         """
-        if model.student_source.from_scratch:
-            raise expected("model.student.from_scratch", "left out, as nothing is trained", True)
-        if not any(isinstance(getattr(one, "callback", one), QuantizationCallback) for one in callbacks_of(self)):
+        _check_data(datamodule, "quantize")
+        if student is not None:
+            model.student_source = ModelSource(student)
+            load_config(model.student_source, "student")
+            cast(Any, datamodule).tokenizer_source = student
+        for name in ("from_scratch", "keep_layers", "embeddings_from"):
+            if value := getattr(model.student_source, name):
+                way_out = "Or name the trained model: `--student`."
+                raise expected(f"model.student.{name}", "left out, as nothing is trained", value, way_out)
+        if not any(isinstance(callback, QuantizationCallback) for callback in callbacks_of(self)):
             raise expected("trainer.callbacks", "with at least one QuantizationCallback", "none")
-        self.fit_loop.max_epochs = 0
+        epochs, self.fit_loop.max_epochs = self.fit_loop.max_epochs, 0
         self.fit(model, datamodule=datamodule)
+        self.fit_loop.max_epochs = epochs
 
     def analyze(
         self,

@@ -21,10 +21,11 @@ from transformers import (
     AutoTokenizer,
 )
 
-from lightning_kd import DistillationModule, InputError, ModelSource, MultiTaskModule, TaskDistillation
-from lightning_kd.callbacks import PerTask, QuantizationCallback
+from lightning_kd import DistillationModule, InputError, ModelSource
+from lightning_kd.callbacks import CompressionReport, QuantizationCallback
 from lightning_kd.cli import main
-from lightning_kd.datamodules import GLUEDataModule, MultiTaskDataModule, NERDataModule, QADataModule
+from lightning_kd.datamodules import GLUEDataModule, NERDataModule, QADataModule
+from lightning_kd.losses import SoftTargetKL
 from lightning_kd.pruning import Importance, importance
 from lightning_kd.quantization import DynamicInt8
 from lightning_kd.tasks import QuestionAnswering, TokenClassification
@@ -106,17 +107,23 @@ def test_a_trained_model_is_quantized_as_it_is(tmp_path: Path, tiny_model: Any, 
     assert "| training | none |" in card and "distill" not in card and "| loss |" not in card
 
 
-def test_several_trained_models_are_quantized_as_they_are(tmp_path: Path, tiny_model: Any, glue: Any) -> None:
-    """Stops the callbacks of one task each from being taken for none."""
-    source = str(tiny_model())
-    module = MultiTaskModule(ModelSource(source), {name: TaskDistillation() for name in ("mrpc", "sst2")})
-    trainer = CompressionTrainer(
-        default_root_dir=tmp_path, callbacks=[PerTask(QuantizationCallback(DynamicInt8()))], **QUIET
-    )
-    trainer.quantize(module, MultiTaskDataModule({name: glue(name) for name in ("mrpc", "sst2")}))
-    assert trainer.global_step == 0
-    for name in ("mrpc", "sst2"):
-        assert list(DynamicInt8.open(tmp_path / "int8" / name)(BATCH)) == ["logits"]
+def test_the_student_of_a_config_is_quantized_again(tmp_path: Path, tiny_model: Any, glue: Any) -> None:
+    """Stops another backend from taking a second training, or the config's teacher for the student."""
+    teacher, student = str(tiny_model()), str(tiny_model(seed=3))
+    teachers, losses = {"big": ModelSource(teacher)}, {"soft": SoftTargetKL()}
+    module = DistillationModule(ModelSource(teacher, keep_layers=[0]), teachers, losses=losses)
+    callbacks: list[Any] = [QuantizationCallback(DynamicInt8()), report := CompressionReport()]
+    trainer = CompressionTrainer(default_root_dir=tmp_path, max_epochs=2, callbacks=callbacks, **QUIET)
+    with pytest.raises(InputError, match=r"`model.student.keep_layers` to be left out, as .* `--student`"):
+        trainer.quantize(module, glue())
+    trainer.quantize(module, glue(), student)
+    assert trainer.global_step == 0 and trainer.max_epochs == 2 and report.report is not None
+    assert [row.name for row in report.report.rows] == ["teacher", "student", "int8, torch"]
+    model = AutoModelForSequenceClassification.from_pretrained(student).eval()
+    model.config.save_pretrained(tmp_path)
+    DynamicInt8().convert(model, [], tmp_path)
+    found, expected = (DynamicInt8.open(folder)(BATCH)["logits"] for folder in (tmp_path / "int8", tmp_path))
+    assert torch.equal(found, expected)
 
 
 # ---------------------------------------------------------------------------------------------- prune

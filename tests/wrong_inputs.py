@@ -480,7 +480,25 @@ TABLE: dict[str, Wrong] = {
         ("init_args.mode`", "ptq", "nothing is trained"),
         {**callbacks(quantization(mode="qat")), "model.student": {"path": "{student}"}},
     ),
-    "quantize: option": Wrong(f"{QUANTIZE} --student {{student}}", ("`--student`", "Did you mean `--model.student`?")),
+    "quantize: no such student": Wrong(
+        f"{QUANTIZE} --student /no/such/model", ("`--student`", "'/no/such/model'"), PTQ
+    ),
+    "quantize: layers": Wrong(
+        QUANTIZE,
+        ("`model.student.keep_layers`", "nothing is trained", "`--student`"),
+        {**PTQ, "model.student": {"path": "{student}", "keep_layers": [0]}},
+    ),
+    "quantize: several tasks": Wrong(
+        QUANTIZE,
+        ("`quantize`", "of one task"),
+        {
+            "model": {"student": {"path": "{student}"}, "tasks": {"one": {}}},
+            **data(
+                "MultiTaskDataModule", tasks={"one": {"class_path": "lightning_kd.datamodules.SyntheticDataModule"}}
+            ),
+        },
+    ),
+    "quantize: option": Wrong(f"{QUANTIZE} --studnt {{student}}", ("`--studnt`", "Did you mean `--student`?")),
     # ------------------------------------------------------------------------------------ analyze
     "analyze: option": Wrong("analyze --config {config} --bit 8", ("`--bit`", "Did you mean `--bits`?")),
     "analyze: bits": Wrong("analyze --config {config} --student {student} --bits [9]", ("`--bits`", "between 2 and 8")),

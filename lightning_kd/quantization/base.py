@@ -263,8 +263,8 @@ def try_out(quantizer: Quantizer, model: PreTrainedModel) -> None:
     Raises:
         InputError: If it cannot be quantized.
     """
-    config = model.config
-    if getattr(config, "encoder", config).model_type in TESTED:  # that of a bi-encoder
+    inner = getattr(model.config, "encoder", model.config)  # of a bi-encoder
+    if getattr(inner, "model_type", None) in TESTED:
         return
     alone = float_copy(model).eval()
     example = example_inputs(alone)
