@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, cast
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
@@ -266,6 +267,7 @@ def try_out(quantizer: Quantizer, model: PreTrainedModel) -> None:
     inner = getattr(model.config, "encoder", model.config)  # of a bi-encoder
     if getattr(inner, "model_type", None) in TESTED:
         return
+    rank_zero_info(f"{type(model).__name__} is of no kind that is tested: trying {quantizer.name} before the training")
     alone = float_copy(model).eval()
     example = example_inputs(alone)
     alone.config.architectures = [type(model).__name__]
