@@ -280,9 +280,6 @@ class DistillationModule(L.LightningModule):
         if self._capture is not None:
             self._capture.remove()
 
-    def on_fit_end(self) -> None:
-        self._capture = None
-
     # ---------------------------------------------------------------------------------------------- steps
 
     def _predict(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

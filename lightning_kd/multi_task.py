@@ -254,10 +254,6 @@ class MultiTaskModule(L.LightningModule):
         for one in self._each():
             one.on_train_end()
 
-    def on_fit_end(self) -> None:
-        for one in self._each():
-            one.on_fit_end()
-
     # ---------------------------------------------------------------------------------------------- steps
 
     def training_step(self, batch: dict[str, dict[str, Any]], batch_idx: int) -> Tensor:

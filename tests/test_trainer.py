@@ -116,7 +116,8 @@ def test_the_student_of_a_config_is_quantized_again(tmp_path: Path, tiny_model: 
     trainer = CompressionTrainer(default_root_dir=tmp_path, max_epochs=2, callbacks=callbacks, **QUIET)
     with pytest.raises(InputError, match=r"`model.student.keep_layers` to be left out, as .* `--student`"):
         trainer.quantize(module, glue())
-    trainer.quantize(module, glue(), student)
+    trainer.quantize(module, data := glue(), student)
+    assert data.tokenizer.name_or_path == student  # not the teacher's
     assert trainer.global_step == 0 and trainer.max_epochs == 2 and report.report is not None
     assert [row.name for row in report.report.rows] == ["teacher", "student", "int8, torch"]
     model = AutoModelForSequenceClassification.from_pretrained(student).eval()
