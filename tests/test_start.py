@@ -55,6 +55,20 @@ except SystemExit:
     assert run(code) == "[]\n"
 
 
+def test_classes_are_known_by_their_names_alone() -> None:
+    """Stops a kind of class from being found by its name in tests alone, where something else has imported it."""
+    code = """
+import sys
+from lightning_kd.cli import main
+names = {"data": "SyntheticDataModule", "model.task": "SequenceClassification", "model.losses": '{"a": "SoftTargetKL"}'}
+names |= {"trainer.callbacks+": "QuantizationCallback", "trainer.callbacks.quantizer": "DynamicInt8"}
+main(["fit", *(f"--{name}={value}" for name, value in names.items()), "--print_config"])
+"""
+    printed = run(code)
+    for place in ("datamodules", "tasks", "losses", "callbacks", "quantization"):
+        assert f"class_path: lightning_kd.{place}." in printed
+
+
 def test_names_of_the_package_come_on_first_use() -> None:
     """Stops a name from being offered that is not there, and one that is there from being left out."""
     for name in lightning_kd.__all__:
