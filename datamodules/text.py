@@ -145,6 +145,12 @@ class TextDataModule(TransformerDataModule):
     def _read_label_names(self) -> list[str] | None:
         self.load_split("train")
         rank_zero_info(f"Labels of {self._name()}: {self._labels}")
+        spellings: dict[str, list[str]] = {}
+        for label in self._labels.names or []:
+            spellings.setdefault(label.strip().casefold(), []).append(repr(label))
+        for alike in spellings.values():
+            if len(alike) > 1:
+                rank_zero_info(f"Labels that differ by case or spaces alone are several: {', '.join(alike)}")
         self.metric_names = _METRICS[self._labels.kind]
         self.multi_label = self._labels.kind == "several"
         return self._labels.names

@@ -372,6 +372,20 @@ def test_refused_splits(tmp_path: Path, text: Make) -> None:
         text(tmp_path / "nothing.csv")
 
 
+def test_labels_that_look_alike_are_named(tmp_path: Path, text: Make, log: pytest.LogCaptureFixture) -> None:
+    """Stops a student of two classes from learning four, of which nobody notices two."""
+    data = text(write(tmp_path / "a.csv", rows(["x", "y", "X", " x", "y", "Y"])), validation_size=1)
+    assert data.label_names == [" x", "X", "Y", "x", "y"]
+    said = [message for message in log.messages if "by case or spaces" in message]
+    assert said == [
+        "Labels that differ by case or spaces alone are several: ' x', 'X', 'x'",
+        "Labels that differ by case or spaces alone are several: 'Y', 'y'",
+    ]
+    log.clear()
+    text(write(tmp_path / "b.csv", rows(["x", "y"] * 3)), validation_size=1)
+    assert not any("by case or spaces" in message for message in log.messages)
+
+
 def test_columns_of_several_types_are_left_out(tmp_path: Path, text: Make, log: pytest.LogCaptureFixture) -> None:
     """Stops a column that nobody asked for from making a file unreadable, and from vanishing in silence."""
     content = [{**row, "meta": meta} for row, meta in zip(rows(list("xyxy")), [1, "n/a", {"a": 1}, None], strict=True)]
