@@ -36,7 +36,8 @@ def read_columns(file: Path, words_column: str, tags_column: str) -> Dataset:
     """The sentences of a column file.
 
     Columns are parted by a tab where a line has one, by spaces elsewhere. The word is in the first and the tag in the
-    last; a file with one column has no tags. Lines that begin with ``-DOCSTART-`` are left out.
+    last; a file with one column has no tags. Lines that begin with ``-DOCSTART-`` are left out, and so are comments:
+    lines in front of a sentence that begin with ``#`` and have not as many columns as the first that does not.
 
     Args:
         file: In UTF-8.
@@ -48,15 +49,16 @@ def read_columns(file: Path, words_column: str, tags_column: str) -> Dataset:
     """
     words: list[list[str]] = []
     tags: list[list[str] | None] = []
-    num_columns = 0
+    lines = _text(file).split("\n")  # not splitlines, which cuts at U+2028, too
+    plain = (found for line in lines if (found := _columns(line)) and not found[0].startswith("#"))
+    num_columns = len(next(plain, ["#", "O"]))
     in_sentence = False
-    for number, line in enumerate(_text(file).split("\n"), start=1):  # not splitlines, which cuts at U+2028, too
-        line = line.strip("\r") if "\t" in line else line.strip("\r ")  # a word can be another kind of space
-        if not line.strip("\t ") or line.startswith("-DOCSTART-"):
+    for number, columns in enumerate(map(_columns, lines), start=1):
+        if not columns:
             in_sentence = False
             continue
-        columns = line.split("\t") if "\t" in line else re.split(" +", line)
-        num_columns = num_columns or len(columns)
+        if not in_sentence and columns[0].startswith("#") and len(columns) != num_columns:
+            continue
         if len(columns) != num_columns or not columns[0] or not columns[-1]:
             filled = sum(column != "" for column in columns)
             raise InputError(
@@ -74,6 +76,17 @@ def read_columns(file: Path, words_column: str, tags_column: str) -> Dataset:
         raise InputError(f"{file} has no sentence in it: expected a word and a tag on each line.")
     features = Features({words_column: List(Value("string")), tags_column: List(Value("string"))})
     return Dataset.from_dict({words_column: words, tags_column: tags}, features=features)
+
+
+def _columns(line: str) -> list[str]:
+    """What stands in a line; nothing if it ends a sentence."""
+    line = line.strip("\r") if "\t" in line else line.strip("\r ")  # a word can be another kind of space
+    if not line.strip("\t ") or line.startswith("-DOCSTART-"):
+        return []
+    if "\t" not in line:
+        return re.split(" +", line)
+    *before, tag = line.split("\t")
+    return [*before, tag.strip(" ")]
 
 
 def _text(file: Path) -> str:

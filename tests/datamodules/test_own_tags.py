@@ -70,8 +70,13 @@ def read(data: NERDataModule, split: str = "train") -> Rows:
         {"train.conll": columns(TRAIN, "\t", ""), "valid.bio": columns(DEV, "  ", "")},
         {"train.txt": "\ufeff" + columns(TRAIN).replace("\n", "\r\n"), "validation.conll": columns(DEV) + "\n\n\n"},
         {"train.jsonl": json_lines(TRAIN), "validation.jsonl": json_lines(DEV)},
+        {
+            "train.txt": "# id 1 domain=train\n"
+            + columns(TRAIN, "\t", "").replace("\n\n", " \n \n# id 2\n# of two\n", 1),
+            "dev.txt": columns(DEV),
+        },
     ],
-    ids=["spaces", "tabs", "windows", "json"],
+    ids=["spaces", "tabs", "windows", "json", "comments"],
 )
 def test_files_are_read(files: dict[str, str], own: Make) -> None:
     """Stops a sentence that is lost at a file's end, a word that is cut at a space of its own, and shifted columns."""
@@ -80,6 +85,14 @@ def test_files_are_read(files: dict[str, str], own: Make) -> None:
     assert list(read(data)) == list(TRAIN) and list(read(data, "validation")) == list(DEV)
     assert data.label_names == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
     assert data.sizes == {"train": 3, "validation": 1}
+
+
+def test_words_that_begin_as_comments_do(own: Make) -> None:
+    """Stops a hash, alone or in front of a word, from being left out as a comment."""
+    data = own({"train.txt": "# O\n#a B-PER\n\n#b O\n\n# c O\nd O\n", "dev.txt": "# B-LOC\n"})
+    data.setup("fit")
+    assert list(read(data)) == [(["#", "#a"], ["O", "B-PER"]), (["#b"], ["O"]), (["d"], ["O"])]
+    assert list(read(data, "validation")) == [(["#"], ["B-LOC"])]
 
 
 @pytest.mark.parametrize(
