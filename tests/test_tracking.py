@@ -229,7 +229,7 @@ def test_every_folder_has_a_card(tracked: Tracked, folder: str, row: str) -> Non
         "train 64, test 30, validation 40",
         "2 epochs, 8 steps; the checkpoint with the best val/accuracy",
         "| seed | 0 |",
-        f"torch {torch.__version__}",
+        f"torch {torch.__version__.partition('+')[0]}",
         "lightning-kd fit --config run/fit-input.yaml",
         "| int8, torch |",
         "ms for one text",
