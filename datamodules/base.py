@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_kd._checks import InputError, expected, nearest
 from lightning_kd._progress import stage as progress_stage
+from lightning_kd._progress import unseen
 from lightning_kd.datamodules.batching import (
     BatchLoader,
     BucketBatchSampler,
@@ -120,7 +121,7 @@ class TransformerDataModule(L.LightningDataModule):
         #: Adds to a training batch before it leaves the CPU.
         self.on_train_batch: Callable[[dict[str, Any]], dict[str, Any]] | None = None
         self._rows: dict[str, TokenizedRows] = {}
-        self._on_tokenized: Callable[[float], None] = lambda rows: None
+        self._on_tokenized: Callable[[float], None] = unseen
         self._train: tuple[Dataset, NDArray[np.int64], NDArray[np.int64]] | None = None
 
     # ---------------------------------------------------------------------------------------------- for subclasses
@@ -279,7 +280,7 @@ class TransformerDataModule(L.LightningDataModule):
                 for teacher, tokenizer in encodings.items()
             }
             progress.advance(total - progress.done)
-            self._on_tokenized = lambda rows: None
+            self._on_tokenized = unseen
         if tokenized.truncated:
             rank_zero_info(
                 f"{tokenized.truncated:,} of {len(tokenized):,} rows of {name} are cut to {self.max_length} tokens"
@@ -332,7 +333,7 @@ class TransformerDataModule(L.LightningDataModule):
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     def _loader(self, name: str, shuffle: bool = False) -> DataLoader[Any]:
-        assert self.tokenizer is not None  # set in setup
+        assert self.tokenizer is not None, "Call setup first"
         rows = self._rows[name]
         trainer = self.trainer
         sampler = BucketBatchSampler(

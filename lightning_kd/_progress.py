@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column
 from rich.text import Text
 
-__all__ = ["Clock", "Stage", "Tracked", "end_time", "is_terminal", "new_bar", "stage", "track"]
+__all__ = ["Clock", "Stage", "Tracked", "end_time", "is_terminal", "new_bar", "stage", "track", "unseen"]
 
 T = TypeVar("T")
 
@@ -102,6 +102,10 @@ def new_bar() -> Progress:
     return Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4)
 
 
+def unseen(number: float) -> None:
+    """What a stage tells of its units where no bar shows them."""
+
+
 class Stage:
     """Counts what is done of a stage; made by :func:`stage`."""
 
@@ -137,7 +141,7 @@ def stage(name: str, total: float | None, unit: str, shown: bool = True) -> Iter
             one = Stage(lambda number: bar.advance(task, number))
             yield one
     else:
-        one = Stage(lambda number: None)
+        one = Stage(unseen)
         yield one
     seconds = time.monotonic() - started
     if shown and seconds >= _WORTH_A_LINE:

@@ -360,3 +360,44 @@ def test_two_processes_have_the_average_of_one(teacher: Path, tmp_path: Path) ->
         weights.append(load_file(tmp_path / name / "student" / "model.safetensors"))
     for key, value in weights[0].items():
         torch.testing.assert_close(weights[1][key], value, rtol=0, atol=1e-6)
+
+
+SPAWNED = """
+import sys
+import lightning as L
+from lightning_kd import DistillationModule, ModelSource
+from lightning_kd.callbacks import QuantizationCallback, StudentExport
+from lightning_kd.datamodules import SyntheticDataModule
+from lightning_kd.losses import SoftTargetKL
+from lightning_kd.quantization import DynamicInt8
+
+if __name__ == "__main__":
+    teacher, root = sys.argv[1:]
+    module = DistillationModule(ModelSource(teacher), {"big": ModelSource(teacher)}, losses={"soft": SoftTargetKL()})
+    data = SyntheticDataModule(num_train=48, num_validation=16, num_test=5, batch_size=12, num_workers=1)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    callbacks = [StudentExport(), QuantizationCallback(DynamicInt8())]
+    several = {"accelerator": "cpu", "devices": 2, "strategy": "ddp_spawn"}
+    L.Trainer(max_epochs=1, callbacks=callbacks, default_root_dir=root, **several, **quiet).fit(module, datamodule=data)
+    data.setup("fit")
+    loader = data.train_dataloader()
+    loader.multiprocessing_context = "spawn"  # as workers are started where there is no fork
+    print(len(list(loader)))
+"""
+
+
+def test_everything_can_be_sent_to_another_process(teacher: Path, tmp_path: Path) -> None:
+    """Stops a module, a data module or its rows from being of use only where processes are forked."""
+    (tmp_path / "spawned.py").write_text(SPAWNED)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "spawned.py", str(teacher), str(tmp_path / "run")],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert done.stdout.split()[-1] == "4"
+    assert (tmp_path / "run" / "student" / "model.safetensors").is_file() and (tmp_path / "run" / "int8").is_dir()
