@@ -372,12 +372,12 @@ from lightning_kd.losses import SoftTargetKL
 from lightning_kd.quantization import DynamicInt8
 
 if __name__ == "__main__":
-    teacher, root = sys.argv[1:]
+    teacher, root, strategy = sys.argv[1:]
     module = DistillationModule(ModelSource(teacher), {"big": ModelSource(teacher)}, losses={"soft": SoftTargetKL()})
     data = SyntheticDataModule(num_train=48, num_validation=16, num_test=5, batch_size=12, num_workers=1)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     callbacks = [StudentExport(), QuantizationCallback(DynamicInt8())]
-    several = {"accelerator": "cpu", "devices": 2, "strategy": "ddp_spawn"}
+    several = {"accelerator": "cpu", "devices": 2, "strategy": strategy}
     L.Trainer(max_epochs=1, callbacks=callbacks, default_root_dir=root, **several, **quiet).fit(module, datamodule=data)
     data.setup("fit")
     loader = data.train_dataloader()
@@ -386,12 +386,13 @@ if __name__ == "__main__":
 """
 
 
-def test_everything_can_be_sent_to_another_process(teacher: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork"])
+def test_everything_can_be_sent_to_another_process(strategy: str, teacher: Path, tmp_path: Path) -> None:
     """Stops a module, a data module or its rows from being of use only where processes are forked."""
     (tmp_path / "spawned.py").write_text(SPAWNED)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, "spawned.py", str(teacher), str(tmp_path / "run")],
+        [sys.executable, "spawned.py", str(teacher), str(tmp_path / "run"), strategy],
         env=environment,
         cwd=tmp_path,
         capture_output=True,
