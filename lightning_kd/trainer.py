@@ -67,7 +67,10 @@ class CompressionTrainer(L.Trainer):
                 way_out = "Or name the trained model: `--student`."
                 raise expected(f"model.student.{name}", "left out, as nothing is trained", value, way_out)
         if not any(isinstance(callback, QuantizationCallback) for callback in callbacks_of(self)):
-            raise expected("trainer.callbacks", "with at least one QuantizationCallback", "none")
+            raise InputError(
+                "`quantize` needs a QuantizationCallback among trainer.callbacks: "
+                "--trainer.callbacks+=QuantizationCallback --trainer.callbacks.quantizer=DynamicInt8."
+            )
         epochs, self.fit_loop.max_epochs = self.fit_loop.max_epochs, 0
         self.fit(model, datamodule=datamodule)
         self.fit_loop.max_epochs = epochs

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import wraps
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForQuestionAnswering,
@@ -27,10 +29,10 @@ from lightning_kd.cli import main
 from lightning_kd.datamodules import GLUEDataModule, NERDataModule, QADataModule
 from lightning_kd.losses import SoftTargetKL
 from lightning_kd.pruning import Importance, importance
-from lightning_kd.quantization import DynamicInt8
+from lightning_kd.quantization import DynamicInt8, ONNXRuntimeInt8, OpenVINOInt8
 from lightning_kd.tasks import QuestionAnswering, TokenClassification
 from lightning_kd.trainer import CompressionTrainer
-from tests.conftest import WORDS
+from tests.conftest import WORDS, needs_extra
 from tests.datamodules.test_ner import TAGS, random_rows, write
 from tests.datamodules.test_qa import random_rows as random_questions
 from tests.datamodules.test_qa import write as write_questions
@@ -105,6 +107,25 @@ def test_a_trained_model_is_quantized_as_it_is(tmp_path: Path, tiny_model: Any, 
     card = (root / "int8" / "README.md").read_text()
     assert "The int8, torch form of a model (bert, 3 layers, 0.0 M parameters), quantized with lightning-kd." in card
     assert "| training | none |" in card and "distill" not in card and "| loss |" not in card
+
+
+def test_the_config_for_a_model_of_ones_own_runs(
+    tmp_path: Path, tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stops a config that parses, and asks for rows that its file does not set aside."""
+    for quantizer in (ONNXRuntimeInt8(), OpenVINOInt8()):
+        needs_extra(quantizer)
+    pairs = product(WORDS[:40], WORDS[:40])
+    lines = [f"{first} {second},{'negative' if first < second else 'positive'}" for first, second in pairs]
+    (tmp_path / "reviews.csv").write_text("\n".join(["text,label", *lines]) + "\n")
+    monkeypatch.chdir(tmp_path)
+    main(["quantize", f"--config={ROOT / 'configs/own_data/quantize.yaml'}", f"--model.student.path={tiny_model()}"])
+    report = json.loads((tmp_path / "runs/own_data/quantize/report.json").read_text())
+    assert [row["name"] for row in report["rows"]] == ["model", "int8, ONNX Runtime", "int8, OpenVINO"]
+    assert report["split_rows"] == {"validation": 500, "test": 500}
+    teacher = yaml.safe_load((ROOT / "configs/own_data/teacher.yaml").read_text())["data"]["init_args"]
+    ours = yaml.safe_load((ROOT / "configs/own_data/quantize.yaml").read_text())["data"]["init_args"]
+    assert {name: teacher[name] for name in ours} == ours  # or rows that were learned from would be held out
 
 
 def test_the_student_of_a_config_is_quantized_again(tmp_path: Path, tiny_model: Any, glue: Any) -> None:
