@@ -31,6 +31,11 @@ _TYPES = {
     "list": "a list",
     "dict": "a mapping of names to values",
 }
+#: The modules whose classes are most often named alone.
+_NAMED = (
+    *(f"lightning_kd.{part}" for part in ("callbacks", "datamodules", "losses", "quantization", "schedules", "tasks")),
+    *(f"lightning.pytorch.{part}" for part in ("callbacks", "loggers")),
+)
 #: Errors of the file system that a user can mend.
 _MENDABLE = {
     errno.EACCES,
@@ -195,6 +200,9 @@ def sentence_of(message: str, typed: Typed, options: Sequence[str]) -> str:
         word = found[1].partition("=")[0]
         what = f"There is no option `{word}`." if word.startswith("-") else f"`{word}` belongs to no option."
         return f"{what} {nearest(word, options)}".strip()
+    named = re.search(r"Expected a dot import path string: (\w+)$", message, re.MULTILINE)
+    if named and (near := nearest(named[1], _known_classes())):
+        return f"`{typed.place_of_value(named[1], place)}` names the class {named[1]}, but there is none. {near}"
     if found := re.search(r"does not accept option '([^']+)'", message):
         return _no_key(found[1], typed, [option.removeprefix("--") for option in options])
     if found := re.search(r"Option '([^']+)' is not accepted", message):
@@ -256,13 +264,18 @@ def _types(message: str) -> str:
     return " or ".join(dict.fromkeys(found))
 
 
+def _known_classes() -> list[str]:
+    """The names that a class is known by without its module."""
+    return [name for module in _NAMED for name in getattr(sys.modules.get(module), "__all__", ())]
+
+
 def _parameters(class_path: str) -> list[str]:
     """The names of the parameters of a class, which the parser has imported by now."""
     module, _, name = class_path.rpartition(".")
     try:
         made = getattr(importlib.import_module(module), name)
         return [each for each in inspect.signature(made).parameters if each not in ("params", "args", "kwargs")]
-    except (ImportError, AttributeError, TypeError, ValueError):
+    except (ImportError, AttributeError, TypeError, ValueError):  # no class, or one that does not say: none to offer
         return []
 
 

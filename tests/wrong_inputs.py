@@ -456,6 +456,24 @@ TABLE: dict[str, Wrong] = {
         },
         missing="tensorboard",
     ),
+    # ------------------------------------------------------------------------------------ classes by their names alone
+    "short name: data": Wrong(f"{FIT} --data GLUEDataModul", ("`--data`", "Did you mean `GLUEDataModule`?")),
+    "short name: callback": Wrong(
+        f"{FIT} --trainer.callbacks+=EMAWeightAveragin",
+        ("`--trainer.callbacks+`", "Did you mean `EMAWeightAveraging`?"),
+    ),
+    "short name: within a callback": Wrong(
+        f"{FIT} --trainer.callbacks+=QuantizationCallback --trainer.callbacks.quantizer=DynamicInt",
+        ("`--trainer.callbacks.quantizer`", "DynamicInt,", "Did you mean `DynamicInt8`?"),
+    ),
+    "short name: in a file": Wrong(
+        FIT, ("`model.losses.soft`", "Did you mean `SoftTargetKL`?"), {"model.losses": {"soft": "SoftTargetK"}}
+    ),
+    "short name: in a file, with options": Wrong(
+        FIT,
+        ("`model.losses.soft", "SoftTargetK", "SoftTargetKL"),
+        {"model.losses": {"soft": {"class_path": "SoftTargetK", "init_args": {"scale_by_t2": False}}}},
+    ),
     # ------------------------------------------------------------------------------------ quantize
     "quantize: from scratch": Wrong(QUANTIZE, ("`model.student.from_scratch`", "nothing is trained"), PTQ),
     "quantize: not fine-tuned": Wrong(
@@ -473,7 +491,7 @@ TABLE: dict[str, Wrong] = {
         QUANTIZE, ("`model.student.path`", "{int8}", "int8"), {**PTQ, "model.student": {"path": "{int8}"}}
     ),
     "quantize: no quantizer": Wrong(
-        QUANTIZE, ("`trainer.callbacks`", "QuantizationCallback"), {"model.student": {"path": "{student}"}}
+        QUANTIZE, ("`quantize`", "--trainer.callbacks+=QuantizationCallback"), {"model.student": {"path": "{student}"}}
     ),
     "quantize: while training": Wrong(
         QUANTIZE,
