@@ -37,7 +37,8 @@ def read_columns(file: Path, words_column: str, tags_column: str) -> Dataset:
 
     Columns are parted by a tab where a line has one, by spaces elsewhere. The word is in the first and the tag in the
     last; a file with one column has no tags. Lines that begin with ``-DOCSTART-`` are left out, and so are comments:
-    lines in front of a sentence that begin with ``#`` and have not as many columns as the first that does not.
+    lines in front of a sentence that begin with ``#`` and have another number of columns than the first line that does
+    not, or a lone ``#`` and no tag.
 
     Args:
         file: In UTF-8.
@@ -57,7 +58,7 @@ def read_columns(file: Path, words_column: str, tags_column: str) -> Dataset:
         if not columns:
             in_sentence = False
             continue
-        if not in_sentence and columns[0].startswith("#") and len(columns) != num_columns:
+        if not in_sentence and _is_comment(columns, num_columns):
             continue
         if len(columns) != num_columns or not columns[0] or not columns[-1]:
             filled = sum(column != "" for column in columns)
@@ -76,6 +77,12 @@ def read_columns(file: Path, words_column: str, tags_column: str) -> Dataset:
         raise InputError(f"{file} has no sentence in it: expected a word and a tag on each line.")
     features = Features({words_column: List(Value("string")), tags_column: List(Value("string"))})
     return Dataset.from_dict({words_column: words, tags_column: tags}, features=features)
+
+
+def _is_comment(columns: list[str], num_columns: int) -> bool:
+    if len(columns) != num_columns:
+        return columns[0].startswith("#")
+    return columns[0] == "#" and num_columns > 1 and not re.match("O$|[A-Z]-", columns[-1])
 
 
 def _columns(line: str) -> list[str]:

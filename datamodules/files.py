@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ __all__ = ["find_files", "read_files"]
 
 _SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
 _ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
-#: What stands between the cells of a CSV file; the first of them that its header has.
-_SEPARATORS = (",", ";", "\t")
+#: What may stand between the cells of a CSV file, and how it is called.
+_SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
 
 
 def find_files(path: str) -> dict[str, Path]:
@@ -29,8 +30,7 @@ def find_files(path: str) -> dict[str, Path]:
 
     Args:
         path: A file, which is the training split, or a folder with files called ``train``, ``validation`` (or
-            ``valid``, ``dev``) and ``test``; each a ``.csv``, ``.tsv``, ``.jsonl`` or
-            ``.parquet``.
+            ``valid``, ``dev``) and ``test``; each a ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet``.
 
     Raises:
         InputError: If there is no such file, its ending is another, or two files are one split.
@@ -66,8 +66,8 @@ def _files_of(folder: Path) -> dict[str, Path]:
 def read_files(files: dict[str, Path]) -> DatasetDict:
     """The rows of files by split, read again only if a file has changed.
 
-    All cells of a CSV file are text. Between them stand commas, or semicolons or tabs where its header has no comma; in
-    a TSV file, tabs.
+    All cells of a CSV file are text. Between them stand commas, or semicolons or tabs where its header has no comma but
+    in quotes; in a TSV file, tabs.
 
     Raises:
         InputError: If a file is empty, is not of its ending's format, or is no UTF-8.
@@ -103,18 +103,17 @@ def _read_csv(file: Path) -> pa.Table:
     text = _text(file)
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     first = io.StringIO(text, newline=None).readline()
-    found = (separator for separator in _SEPARATORS if separator in first)
-    separator = "\t" if file.suffix.lower() == ".tsv" else next(found, ",")
+    bare = re.sub('"[^"]*"', "", first)
+    separator = "\t" if file.suffix.lower() == ".tsv" else next((each for each in _SEPARATORS if each in bare), ",")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     rows: list[list[str]] = []
     try:
         header = next(reader, [])
         for row in reader:
             if row and len(row) != len(header):
-                name = {",": "comma", ";": "semicolon", "\t": "tab"}[separator]
                 raise InputError(
                     f"Line {reader.line_num:,} of {file} has {len(row)} cells, but the header has {len(header)}: "
-                    f"a text with a {name} in it stands between double quotes."
+                    f"a text with a {_SEPARATORS[separator]} in it stands between double quotes."
                 )
             if row:
                 rows.append(row)

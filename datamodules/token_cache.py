@@ -184,7 +184,7 @@ def _write(folder: Path, chunks: Iterator[Chunk]) -> None:
             if not folder.is_dir():
                 raise
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)  # by another name by now, unless something failed
     rank_zero_info(f"Tokens are kept in {folder}")
 
 

@@ -79,7 +79,7 @@ def test_f1_is_seqevals_on_the_words(ner: Make) -> None:
     assert result.metrics["f1"].standard_error > 0
 
 
-@pytest.mark.filterwarnings("ignore::sklearn.exceptions.UndefinedMetricWarning")
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.UndefinedMetricWarning")  # of tags that few rows lack
 @pytest.mark.parametrize("every", [False, True], ids=["words", "sub-words"])
 @pytest.mark.parametrize("seed", range(4))
 def test_scores_of_random_tags_are_seqevals(ner: Make, make_trainer: Make, every: bool, seed: int) -> None:

@@ -73,7 +73,7 @@ def read(data: NERDataModule, split: str = "train") -> Rows:
         {
             "train.txt": "# id 1 domain=train\n"
             + columns(TRAIN, "\t", "").replace("\n\n", " \n \n# id 2\n# of two\n", 1),
-            "dev.txt": columns(DEV),
+            "dev.txt": "# id 5 domain=dev\n" + columns(DEV, " ", "_ _ "),
         },
     ],
     ids=["spaces", "tabs", "windows", "json", "comments"],

@@ -295,11 +295,12 @@ def test_predict_without_labels_on_other_data(
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_cells_are_separated_as_in_the_header(name: str, separator: str, end: str, tmp_path: Path, text: Make) -> None:
     """Stops the CSV of half of the world's spreadsheets, and the files that GLUE once came in, from being refused."""
-    cells = [("text", "label"), ("ba, de", "x"), ('"fi; ""go"""', "y"), ('"ba\tde"', "x"), ("fi", "y"), ("ba", "x")]
+    cells = [("text", '"label, or ""verdict"""'), ("ba, de", "x"), ('"fi; ""go"""', "y"), ('"ba\tde"', "x")]
+    cells += [("fi", "y"), ("ba", "x")]
     if separator == ",":
         cells[1] = ('"ba, de"', "x")
     (tmp_path / name).write_bytes(end.join(separator.join(row) for row in cells).encode())
-    data = text(tmp_path / name, validation_size=1)
+    data = text(tmp_path / name, validation_size=1, label_column='label, or "verdict"')
     found = {*data.texts("train"), *data.texts("validation")}
     assert found == {("ba, de",), ('fi; "go"',), ("ba\tde",), ("fi",), ("ba",)}
     assert data.label_names == ["x", "y"]
