@@ -75,7 +75,7 @@ def quiet() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
+    warnings.filterwarnings("ignore")  # a table is what a benchmark prints
 
 
 def setting(**more: Any) -> dict[str, Any]:

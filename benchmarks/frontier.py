@@ -178,7 +178,7 @@ def make(source: Path, options: Any, folder: Path) -> Made:
         target = folder / slug(label)
         try:
             quantizer.check_model(model)
-        except InputError as error:
+        except InputError as error:  # it is a row of its own
             refused[label] = str(error)
             continue
         if not target.is_dir():

@@ -124,16 +124,16 @@ def check_file(name: str, path: Path) -> None:
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Have ``write`` fill a new folder, and only then give it its final name; what stood there before is replaced."""
     partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(partial, ignore_errors=True)  # there is one if a run was killed; what stays is in mkdir's way
     partial.mkdir(parents=True)
     try:
         write(partial)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)  # the error to tell of is the first one
         raise
     old = folder.with_name(f"{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)  # as above; what stays is in rename's way
     if folder.exists():
         folder.rename(old)
     partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)  # the new one stands, and the next run tries again

@@ -48,7 +48,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())
             partial.replace(final)
         except BaseException as error:  # a dead worker, too, is told of by a signal, wherever the process is
-            partial.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)  # it may not have been opened
             if isinstance(error, OSError) and error.filename is None:
                 error.filename = str(final)
             raise

@@ -13,9 +13,9 @@ DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 sys.path[:0] = [str(ROOT), str(DOCS)]
 
-import make_api  # noqa: E402
+import make_api  # noqa: E402  # found by the path above
 
-import lightning_kd  # noqa: E402
+import lightning_kd  # noqa: E402  # as above
 
 project = "lightning-kd"
 author = "The lightning-kd authors"

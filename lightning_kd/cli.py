@@ -278,7 +278,7 @@ def _remove(folder: Path, root: Path, everything: bool) -> None:
         everything: Whether its files go, too.
     """
     if everything:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)  # what cannot go may stay: the error to tell of is another
     folder = folder.absolute()
     while folder != root:
         try:
@@ -374,8 +374,8 @@ def _hush() -> None:
     os.environ.setdefault("WANDB_QUIET", "true")  # where the run is, is said when it is over
     transformers_logging.set_verbosity_error()  # that a student's head starts from random weights, above all
     transformers_logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    warnings.filterwarnings("ignore", message=".*`tensorboardX` has been removed as a dependency")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of torch
+    warnings.filterwarnings("ignore", message=".*`tensorboardX` has been removed as a dependency")  # CSV it is then
     warnings.filterwarnings("ignore", message="The dirpath has changed")  # every run has a folder of its own
     warnings.filterwarnings("ignore", message="Metric `SpearmanCorrcoef` will save all targets")  # a number a row
     warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback")  # nothing is sharded here

@@ -211,7 +211,7 @@ def _execute(sweep: Sweep, run: _Run) -> None:
     try:
         result = {"parameters": run.point, "score": _score(sweep, run.folder), "figures": _figures(run.folder)}
         write_text(run.folder / "result.json", json.dumps(result, indent=2) + "\n")
-    except InputError as error:
+    except InputError as error:  # said at the end, of all runs together
         run.failure = str(error)
 
 

@@ -160,7 +160,7 @@ def _forked(root: Path, work: Callable[[], None]) -> int:
                     os.dup2(file.fileno(), stream.fileno())
             work()
             code = 0
-        except SystemExit as error:
+        except SystemExit as error:  # the child ends below, with this code
             code = error.code if isinstance(error.code, int) else 1
         except BaseException:  # the child has to end here, whatever it was; the parent shows what is written
             traceback.print_exc()

@@ -150,7 +150,7 @@ def parser(*args: str) -> Any:
     return raised.value.args[0]
 
 
-@pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
+@pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")  # pytest's own stand in sys.argv
 @pytest.mark.parametrize(("page", "block"), numbered("yaml"))
 def test_the_yaml_fits_the_signatures(page: Path, block: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stops an example in the docs from naming an option that was renamed in Python."""
@@ -180,7 +180,7 @@ def own_package(page: Path) -> ModuleType:
     return module
 
 
-@pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
+@pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")  # pytest's own stand in sys.argv
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_commands_fit_the_signatures(page: Path, instantiated: list[Any]) -> None:
     """Stops a command in the docs from naming an option, a config or a subcommand that is not there any more."""

@@ -37,7 +37,7 @@ from lightning_kd.datamodules import MultiTaskDataModule
 from lightning_kd.losses import HiddenStateMSE, LayerMap, SoftTargetKL
 from lightning_kd.quantization import DynamicInt8
 
-pytestmark = pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback")
+pytestmark = pytest.mark.filterwarnings("ignore:You're using the WeightAveraging")  # nothing is sharded here
 Make = Callable[..., Any]
 DECAY = 0.75
 

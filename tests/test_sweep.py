@@ -67,7 +67,7 @@ def test_wandb_makes_the_same_command_of_our_files(file: Path, tmp_path: Path) -
         assert own[len(expected) :] == [f"--trainer.{o}={tmp_path}" for o in ("default_root_dir", "logger.save_dir")]
 
 
-@pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
+@pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")  # pytest's own stand in sys.argv
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_every_point_of_our_files_fits_the_signatures(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -27,7 +27,7 @@ from lightning_kd.report import Report, read_report
 from offline_run import OfflineRun, read_offline_run
 from test_cli import CHECKPOINT, QUANTIZATION, arguments, from_scratch, hidden, run, soft
 
-pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
+pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")  # pytest's own stand in sys.argv
 
 SECRETS = {"WANDB_API_KEY": "0123456789abcdef" * 2 + "wandbkey", "MY_SERVICE_TOKEN": "hush-hush-hush"}
 #: Given as an option, and in no variable.

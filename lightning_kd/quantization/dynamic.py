@@ -88,8 +88,8 @@ class DynamicInt8(Quantizer):
 def _quiet() -> Iterator[None]:
     """torch.ao is deprecated in favour of torchao, which has no CPU kernels for eager mode."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)  # which says that
+        warnings.simplefilter("ignore", UserWarning)  # its own use of deprecated storages
         yield
 
 

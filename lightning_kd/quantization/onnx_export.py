@@ -225,7 +225,7 @@ def quiet() -> Iterator[None]:
     logging.disable(max(disabled, logging.WARNING))  # no level of a logger: the 4-bit quantizer sets the root's
     try:
         with warnings.catch_warnings(), redirect_stdout(StringIO()):  # the histograms of ONNX Runtime print
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore")  # those remarks
             yield
     finally:
         logging.disable(disabled)

@@ -47,7 +47,7 @@ def batch(labels: Tensor) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.filterwarnings("ignore:A single label was found")
+@pytest.mark.filterwarnings("ignore:A single label was found")  # sklearn's; drawn on purpose
 @given(classes=st.integers(2, 4), rows=st.integers(1, 40), batch_size=st.integers(1, 40), seed=st.integers(0, 2**32))
 def test_metrics_equal_sklearn(classes: int, rows: int, batch_size: int, seed: int) -> None:
     """Stops a mean over batches of unlike size, a macro average, and F1 of the first label instead of the second."""
@@ -61,7 +61,7 @@ def test_metrics_equal_sklearn(classes: int, rows: int, batch_size: int, seed: i
     assert values == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:A single label was found")
+@pytest.mark.filterwarnings("ignore:A single label was found")  # sklearn's; drawn on purpose
 @pytest.mark.parametrize(
     ("labels", "predictions"),
     [([0, 0, 0], [0, 0, 0]), ([1, 1, 1], [1, 1, 1]), ([0, 1, 0], [1, 1, 1]), ([0, 0, 0], [1, 1, 1]), ([0, 0], [0, 1])],
