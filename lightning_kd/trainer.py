@@ -72,8 +72,10 @@ class CompressionTrainer(L.Trainer):
                 "--trainer.callbacks+=QuantizationCallback --trainer.callbacks.quantizer=DynamicInt8."
             )
         epochs, self.fit_loop.max_epochs = self.fit_loop.max_epochs, 0
-        self.fit(model, datamodule=datamodule)
-        self.fit_loop.max_epochs = epochs
+        try:
+            self.fit(model, datamodule=datamodule)
+        finally:
+            self.fit_loop.max_epochs = epochs
 
     def analyze(
         self,

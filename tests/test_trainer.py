@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import subprocess
@@ -137,6 +138,9 @@ def test_the_student_of_a_config_is_quantized_again(tmp_path: Path, tiny_model: 
     trainer = CompressionTrainer(default_root_dir=tmp_path, max_epochs=2, callbacks=callbacks, **QUIET)
     with pytest.raises(InputError, match=r"`model.student.keep_layers` to be left out, as .* `--student`"):
         trainer.quantize(module, glue())
+    with pytest.raises(InputError, match="fine-tune it first"):
+        trainer.quantize(copy.deepcopy(module), glue(), str(tiny_model(head=False)))
+    assert trainer.max_epochs == 2  # or a fit after this would train nothing, in silence
     trainer.quantize(module, data := glue(), student)
     assert data.tokenizer.name_or_path == student  # not the teacher's
     assert trainer.global_step == 0 and trainer.max_epochs == 2 and report.report is not None
